@@ -1,0 +1,279 @@
+"""Checkpoints on disk: a safetensors file, a folder of them (one, or shards with an index), a `.bin`.
+
+`open_local` finds out which of these a path is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import CheckpointError, HeaderError
+from .checkpoint import Checkpoint, Files, TensorSpec
+from .header import Header, read_header
+
+SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+INDEX = tuple(f"{name}.index.json" for name in SINGLE)
+PICKLED = ("pytorch_model.bin", "pytorch_model.pt", "model.pt")
+PICKLE_ENDINGS = (".bin", ".pt", ".pth")
+MAX_SIDE_FILE = 64 * 1024 * 1024
+# A tokenizer or a config travels with a checkpoint; a training script, an optimizer's state or a plot does not.
+SIDE_ENDINGS = (".json", ".txt", ".model", ".jinja", ".md", ".tiktoken", ".bpe", ".yaml")
+
+
+class SafetensorsFile(Checkpoint):
+    """One safetensors file, its header validated, its tensors read by `pread`."""
+
+    def __init__(self, path: Path, *, files: Mapping[str, bytes] | None = None) -> None:
+        self.path = path
+        self._files = files or {}
+        try:
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise CheckpointError("cannot open the file", where=path, got=error.strerror) from None
+        try:
+            self.header: Header = read_header(self._fd, path)
+        except BaseException:
+            self.close()
+            raise
+        self._aliases = _aliases_in(self.header)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.header.entries)
+
+    def spec(self, name: str) -> TensorSpec:
+        entry = self.header.entries.get(self.resolve(name))
+        if entry is None:
+            raise self.missing(name)
+        return TensorSpec(entry.dtype, entry.shape)
+
+    def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytearray:
+        start, stop = self.check_range(name, start, stop)
+        entry = self.header.entries[self.resolve(name)]
+        return read_range(self._fd, self.header.data_start + entry.start + start, stop - start, self.where, name)
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        return self._files
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self.header.metadata
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        return self._aliases
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def close(self) -> None:
+        """Give the file descriptor back."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
+
+
+class Shards(Checkpoint):
+    """Several safetensors files whose tensors make one checkpoint."""
+
+    def __init__(self, shards: Mapping[str, SafetensorsFile], where: Path, files: Mapping[str, bytes]) -> None:
+        self.shards = dict(sorted(shards.items()))
+        self._where = where
+        self._files = files
+        self._home: dict[str, SafetensorsFile] = {}
+        self._aliases: dict[str, str] = {}
+        for shard_name, shard in self.shards.items():
+            for name in shard.names():
+                if name in self._home:
+                    raise CheckpointError(
+                        "tensor in two shards",
+                        where=f"{where}: {name}",
+                        got=f"{self._home[name].path.name} and {shard_name}",
+                    )
+                self._home[name] = shard
+            self._aliases.update(shard.aliases)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._home)
+
+    def spec(self, name: str) -> TensorSpec:
+        return self._shard(name).spec(name)
+
+    def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytearray:
+        return self._shard(name).read_bytes(name, start, stop)
+
+    def _shard(self, name: str) -> SafetensorsFile:
+        shard = self._home.get(self.resolve(name))
+        if shard is None:
+            raise self.missing(name)
+        return shard
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        return self._files
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        merged: dict[str, str] = {}
+        for shard in self.shards.values():
+            merged.update(shard.metadata)
+        return merged
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        return self._aliases
+
+    @property
+    def where(self) -> str:
+        return str(self._where)
+
+
+def read_range(fd: int, offset: int, length: int, where: str, name: str) -> bytearray:
+    """Read exactly `length` bytes into fresh memory."""
+    data = bytearray(length)
+    view = memoryview(data)
+    done = 0
+    while done < length:
+        try:
+            got = os.preadv(fd, [view[done:]], offset + done)
+        except OSError as error:
+            raise CheckpointError("cannot read", where=f"{where}: {name}", got=error.strerror) from None
+        if got == 0:
+            raise CheckpointError(
+                "file ends inside a tensor",
+                where=f"{where}: {name}",
+                got=f"{done} bytes",
+                expected=f"{length}",
+                hint="the file shrank while it was open: get it again",
+            )
+        done += got
+    return data
+
+
+def open_local(path: str | Path) -> Checkpoint:
+    """Open a checkpoint on disk, whatever its layout.
+
+    Args:
+        path: a `.safetensors` file, a `.bin`/`.pt`/`.pth` file, or a folder holding one, or shards and an index.
+
+    Raises:
+        CheckpointError: nothing there, nothing that is a checkpoint, or a damaged one.
+        AdapterError: an adapter; it needs a base (`adapter.Adapter`).
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise CheckpointError("no such file or folder", where=path)
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(path, files=side_files(path.parent))
+    if path.suffix in PICKLE_ENDINGS:
+        from .pickled import open_pickled
+
+        return open_pickled([path], files=side_files(path.parent))
+    raise CheckpointError(
+        "not a checkpoint", where=path, got=path.suffix or "no ending", expected=".safetensors, .bin, .pt or a folder"
+    )
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds a PEFT adapter rather than a whole model."""
+    return (path / "adapter_config.json").is_file() and not any((path / n).exists() for n in (*SINGLE, *INDEX))
+
+
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether a folder has weights in it, whole or damaged."""
+    return any(p.name in PICKLED or p.suffix == ".safetensors" for p in folder.iterdir())
+
+
+def side_files(folder: Path) -> Files:
+    """Config, tokenizer and other small files of a model's folder."""
+    found = {
+        p.name: p
+        for p in folder.iterdir()
+        if p.suffix in SIDE_ENDINGS
+        and not p.name.endswith(".index.json")
+        and not p.name.startswith((".", "trainer_state"))
+        and p.is_file()
+        and p.stat().st_size <= MAX_SIDE_FILE
+    }
+    return Files(found)
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    files = side_files(folder)
+    for name in INDEX:
+        if (folder / name).is_file():
+            return _open_indexed(folder, folder / name, files)
+    for name in SINGLE:
+        if (folder / name).is_file():
+            return SafetensorsFile(folder / name, files=files)
+    if is_adapter(folder):
+        from ..errors import AdapterError
+
+        raise AdapterError("an adapter needs its base", where=folder, hint="open it together with its base")
+    others = sorted(folder.glob("*.safetensors"))
+    if len(others) == 1:
+        return SafetensorsFile(others[0], files=files)
+    if others:
+        return Shards({p.name: SafetensorsFile(p) for p in others}, folder, files)
+    for name in PICKLED:
+        if (folder / name).is_file():
+            from .pickled import open_pickled
+
+            return open_pickled([folder / name], files=files)
+    pickled_index = folder / "pytorch_model.bin.index.json"
+    if pickled_index.is_file():
+        from .pickled import open_pickled
+
+        return open_pickled([folder / n for n in sorted(set(_weight_map(pickled_index).values()))], files=files)
+    raise CheckpointError(
+        "no weights in the folder",
+        where=folder,
+        expected="model.safetensors, shards with an index, or pytorch_model.bin",
+    )
+
+
+def _open_indexed(folder: Path, index: Path, files: Mapping[str, bytes]) -> Shards:
+    weight_map = _weight_map(index)
+    shards: dict[str, SafetensorsFile] = {}
+    for file in sorted(set(weight_map.values())):
+        if not (folder / file).is_file():
+            raise CheckpointError("a shard is missing", where=folder, got=f"no {file}", hint="get the shard again")
+        shards[file] = SafetensorsFile(folder / file)
+    for name, file in weight_map.items():
+        if name not in shards[file]:
+            raise CheckpointError("the index names a tensor that its shard lacks", where=index, got=f"{name} in {file}")
+    return Shards(shards, folder, files)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    if index.stat().st_size > MAX_SIDE_FILE:
+        raise HeaderError("the index is too large", where=index, expected=f"at most {MAX_SIDE_FILE} bytes")
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        pairs = {str(name): str(file) for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            "not an index of shards",
+            where=index,
+            got=f"{type(error).__name__}: {error}",
+            expected='{"weight_map": ...}',
+        ) from None
+    for file in pairs.values():
+        if Path(file).name != file or file.startswith("."):
+            raise CheckpointError("the index names a file outside its folder", where=index, got=ascii(file[:80]))
+    return pairs
+
+
+def _aliases_in(header: Header) -> dict[str, str]:
+    """Tied names as `safetensors.torch.save_model` records them: metadata of removed name to kept name."""
+    return {k: v for k, v in header.metadata.items() if v in header.entries and k not in header.entries}

@@ -1,0 +1,189 @@
+"""Writing a checkpoint: files sized first, threads write their tensors in place, then fsync and rename.
+
+The layout of a safetensors file follows from names, dtypes and shapes alone, so every block knows its place in the
+file before any block is computed, and the result is the same bytes for any number of threads. A folder appears whole
+or not at all: it is built under a temporary name beside its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..progress import SILENT, Progress
+from .checkpoint import BLOCK_BYTES, Checkpoint, TensorSpec
+from .disk import holds_checkpoint
+from .durable import building, write_synced
+from .header import Header, build_header
+from .parallel import for_each
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a save wrote."""
+
+    folder: Path
+    bytes: int
+    tensors: int
+    shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Files to write: each safetensors file's header, and the index where there are several."""
+
+    headers: Mapping[str, Header]
+    index: bytes | None = None
+    homes: Mapping[str, str] = field(default_factory=dict)  # tensor -> file
+
+
+def plan_layout(
+    specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], max_shard_bytes: int | None = None
+) -> Layout:
+    """Where each tensor goes; pure.
+
+    Shards are filled in the order given, as transformers does: a tensor that does not fit opens the next one.
+
+    >>> spec = TensorSpec("F32", (4,))
+    >>> sorted(plan_layout({"a": spec, "b": spec}, {}, max_shard_bytes=16).headers)
+    ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+    """
+    groups: list[dict[str, TensorSpec]] = [{}]
+    filled = 0
+    for name, spec in specs.items():
+        if max_shard_bytes is not None and filled and filled + spec.nbytes > max_shard_bytes:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = spec
+        filled += max(0, spec.nbytes)
+    if len(groups) == 1:
+        header = build_header(groups[0], metadata)
+        return Layout({"model.safetensors": header}, None, dict.fromkeys(specs, "model.safetensors"))
+    homes: dict[str, str] = {}
+    headers: dict[str, Header] = {}
+    for i, group in enumerate(groups, 1):
+        file = f"model-{i:05d}-of-{len(groups):05d}.safetensors"
+        # Each shard may name only its own tied tensors, so that it is a whole file by itself.
+        own = {k: v for k, v in metadata.items() if v in group or v not in specs}
+        headers[file] = build_header(group, own)
+        homes.update(dict.fromkeys(group, file))
+    total = sum(spec.nbytes for spec in specs.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(homes.items()))}
+    return Layout(headers, json.dumps(index, indent=2).encode() + b"\n", homes)
+
+
+def save(
+    checkpoint: Checkpoint,
+    folder: str | Path,
+    *,
+    max_shard_bytes: int | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+    block: int = BLOCK_BYTES,
+) -> Written:
+    """Write a checkpoint as safetensors, streaming; memory is about two blocks a thread and input.
+
+    Args:
+        checkpoint: what to write; a lazy one is computed block by block, by the same threads.
+        folder: where; a folder that exists is replaced whole once the new one is safe on disk, and only when it is
+            empty or holds a checkpoint.
+        max_shard_bytes: start a new file when one would exceed this; one file when None.
+        threads: how many; the processor's number when None. The bytes do not depend on it.
+        progress: told of every block written.
+        block: bytes a thread handles at a time.
+
+    Raises:
+        CheckpointError: nothing can be written there (a full disk among others); what was there is untouched.
+    """
+    folder = Path(folder)
+    specs = {name: checkpoint.spec(name) for name in checkpoint.names()}
+    metadata = {"format": "pt", **checkpoint.metadata, **checkpoint.aliases}
+    layout = plan_layout(specs, metadata, max_shard_bytes)
+    _refuse_to_replace(folder)
+    with building(folder) as temporary:
+        for name, data in checkpoint.files.items():
+            write_synced(temporary / name, data)
+        if layout.index is not None:
+            write_synced(temporary / "model.safetensors.index.json", layout.index)
+        total = sum(h.data_start + h.data_bytes for h in layout.headers.values())
+        bar = progress.bar(f"writing {folder.name}", total, "B")
+        with _Places(temporary, layout) as places:
+            jobs = (
+                (name, start, stop)
+                for name in _reading_order(checkpoint, layout)
+                for start, stop in checkpoint.blocks(name, block)
+            )
+
+            def write(job: tuple[str, int, int]) -> None:
+                name, start, stop = job
+                places.write(name, start, checkpoint.read_bytes(name, start, stop))
+                bar.advance(stop - start)
+
+            for_each(write, jobs, threads or os.cpu_count() or 1)
+            places.sync()
+    return Written(folder, total, len(specs), len(layout.headers))
+
+
+def _reading_order(checkpoint: Checkpoint, layout: Layout) -> Iterator[str]:
+    # The order of the output file: both sides of a copy are then sequential.
+    for header in layout.headers.values():
+        yield from header.entries
+
+
+def _refuse_to_replace(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()) and not holds_checkpoint(folder):
+        raise CheckpointError(
+            "the folder holds other things",
+            where=folder,
+            expected="a new or empty folder, or one that holds a checkpoint",
+        )
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError("the output is a file", where=folder, expected="a folder")
+
+
+class _Places:
+    """Open output files, sized before anything is written into them."""
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self._layout = layout
+        self._fds: dict[str, int] = {}
+        self._folder = folder
+
+    def __enter__(self) -> _Places:
+        try:
+            for file, header in self._layout.headers.items():
+                fd = os.open(self._folder / file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+                self._fds[file] = fd
+                size = header.data_start + header.data_bytes
+                # Reserving the bytes finds out about a full disk before any work is done.
+                if hasattr(os, "posix_fallocate") and size:
+                    os.posix_fallocate(fd, 0, size)
+                else:
+                    os.ftruncate(fd, size)
+                os.pwrite(fd, header.raw, 0)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def write(self, name: str, start: int, data: bytes | bytearray) -> None:
+        file = self._layout.homes[name]
+        header = self._layout.headers[file]
+        offset = header.data_start + header.entries[name].start + start
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(self._fds[file], view, offset)
+            view, offset = view[done:], offset + done
+
+    def sync(self) -> None:
+        for fd in self._fds.values():
+            os.fsync(fd)
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
