@@ -1,0 +1,24 @@
+"""recipe -> plan -> execution; methods are pure functions on blocks."""
+
+from .execute import CpuExecutor, Executor
+from .fused import Fused, fuse, fuse_recipe
+from .methods import METHODS, Method, Parameter
+from .plan import Plan, TensorPlan, make_plan
+from .recipe import ModelInput, Recipe, read_recipe
+
+__all__ = [
+    "METHODS",
+    "CpuExecutor",
+    "Executor",
+    "Fused",
+    "Method",
+    "ModelInput",
+    "Parameter",
+    "Plan",
+    "Recipe",
+    "TensorPlan",
+    "fuse",
+    "fuse_recipe",
+    "make_plan",
+    "read_recipe",
+]

@@ -1,0 +1,106 @@
+"""recipe -> plan: what will happen to each tensor, decided before a byte is read. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..checkpoint import Checkpoint, TensorSpec
+from ..errors import FuseError
+from .methods import METHODS
+from .recipe import DTYPE_WORDS, Recipe, Value
+
+FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """One tensor of the result. `method` is None for what is copied: integers and buffers are never averaged."""
+
+    name: str
+    spec: TensorSpec
+    method: str | None
+    parameters: Mapping[str, Value | tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe resolved against the models' names and shapes."""
+
+    recipe: Recipe
+    tensors: Mapping[str, TensorPlan]
+    bytes_read: int
+    bytes_written: int
+
+
+def make_plan(recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None) -> Plan:
+    """Resolve a recipe.
+
+    Args:
+        recipe: what to do.
+        models: the opened models, in the recipe's order.
+        base: the opened base, which also gives names, dtypes and files; the first model does when None.
+
+    Raises:
+        FuseError: a tensor is missing, or has another shape; it names the model and the tensor.
+    """
+    method = METHODS[recipe.merge_method]
+    if len(models) != len(recipe.models):
+        raise FuseError("models and recipe disagree", got=len(models), expected=len(recipe.models))
+    if method.needs_base and base is None:
+        raise FuseError("the method needs a base", where=recipe.merge_method)
+    leader = base if base is not None else models[0]
+    parameters: dict[str, Value | tuple[float, ...]] = {}
+    for name, parameter in method.parameters.items():
+        common = recipe.parameters.get(name, parameter.default)
+        if parameter.per_model:
+            parameters[name] = tuple(float(m.parameters.get(name, common)) for m in recipe.models)
+        else:
+            parameters[name] = common
+    if parameters.get("normalize") and not sum(_floats(parameters.get("weight", (1.0,)))):
+        raise FuseError(
+            "the weights sum to zero", where=recipe.merge_method, hint="set normalize: false, or other weights"
+        )
+    out_dtype = DTYPE_WORDS.get(recipe.out_dtype or recipe.dtype or "")
+    tensors: dict[str, TensorPlan] = {}
+    read = written = 0
+    for name in leader.names():
+        spec = leader.spec(name)
+        for model in models:
+            _check_same(model, name, spec)
+        fused = spec.dtype in FLOATS
+        out = TensorSpec(out_dtype, spec.shape) if fused and out_dtype else spec
+        tensors[name] = TensorPlan(name, out, recipe.merge_method if fused else None, parameters if fused else {})
+        inputs = [*models, *([base] if method.needs_base and base is not None else [])] if fused else [leader]
+        read += sum(m.spec(name).nbytes for m in inputs)
+        written += out.nbytes
+    for model in models:
+        extra = [n for n in model.names() if n not in leader]
+        if extra:
+            raise FuseError(
+                "a model has tensors that the base lacks",
+                where=model.where,
+                got=", ".join(extra[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else ""),
+                hint="take its body first: cofuse body TUNED OUT --like BASE",
+            )
+    return Plan(recipe, tensors, read, written)
+
+
+def _floats(value: Value | tuple[float, ...]) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (float(value),)
+
+
+def _check_same(model: Checkpoint, name: str, spec: TensorSpec) -> None:
+    if name not in model:
+        raise FuseError(
+            "a tensor is missing", where=model.where, got=f"no {name}", hint="do the models come from one base?"
+        )
+    got = model.spec(name)
+    if got.shape != spec.shape:
+        raise FuseError(
+            "a tensor has another shape", where=f"{model.where}: {name}", got=list(got.shape), expected=list(spec.shape)
+        )
+    if (got.dtype in FLOATS) != (spec.dtype in FLOATS):
+        raise FuseError(
+            "a tensor has another kind of dtype", where=f"{model.where}: {name}", got=got.dtype, expected=spec.dtype
+        )

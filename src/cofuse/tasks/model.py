@@ -1,0 +1,187 @@
+"""A body in torch with a task's head on it, and back to a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from ..checkpoint import Checkpoint, Memory
+from ..checkpoint.body import best_prefix, with_prefix
+from ..checkpoint.dtypes import torch_dtype
+from ..errors import TaskError
+
+Pooling = Literal["mean", "cls"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def load_body(checkpoint: Checkpoint) -> nn.Module:
+    """The checkpoint as a transformers model without a head, in float32.
+
+    The class follows from config.json. Names are matched up to a class prefix, as `body` does; parameters that the
+    checkpoint lacks (a pooler) keep an initialisation that is always the same.
+
+    One module a configuration is kept and filled anew, because building one takes far longer than filling it: a
+    module that this returns is only good until the next call.
+
+    Raises:
+        TaskError: the config is missing or unknown to transformers, or tensors do not fit it.
+    """
+    raw = checkpoint.files.get("config.json")
+    if raw is None:
+        raise TaskError("no config.json, so no architecture", where=checkpoint.where)
+    module, fresh = _build(raw)
+    own = dict(module.state_dict(keep_vars=True))
+    known = set(checkpoint.names()) | set(checkpoint.aliases)
+    prefix = best_prefix(known, set(own))
+    found = 0
+    with torch.no_grad():
+        for name, parameter in own.items():
+            there = with_prefix(name, prefix)
+            if there is None or there not in known:
+                parameter.copy_(fresh[name])
+                continue
+            if checkpoint.spec(there).shape != tuple(parameter.shape):
+                raise TaskError(
+                    "a tensor does not fit the model's config",
+                    where=f"{checkpoint.where}: {there}",
+                    got=list(checkpoint.spec(there).shape),
+                    expected=list(parameter.shape),
+                )
+            parameter.copy_(checkpoint.read(there))
+            found += 1
+    if found * 2 < len(own):
+        raise TaskError(
+            "the weights do not belong to the config",
+            where=checkpoint.where,
+            got=f"{found} of {len(own)} tensors found",
+        )
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+        parameter.grad = None
+    return module
+
+
+@lru_cache(maxsize=2)
+def _build(config_json: bytes) -> tuple[nn.Module, Mapping[str, torch.Tensor]]:
+    module = new_body(json.loads(config_json), seed=0)
+    return module, {name: t.detach().clone() for name, t in module.state_dict().items()}
+
+
+def new_body(config: Mapping[str, Any], *, seed: int, **options: Any) -> nn.Module:
+    """A transformers model without a head from its configuration, initialised from a seed.
+
+    Raises:
+        TaskError: transformers knows no such model, or refuses a value.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    kind = config.get("model_type")
+    settings = {k: v for k, v in config.items() if k not in ("model_type", "transformers_version")}
+    try:
+        with seeded(seed):
+            module = AutoModel.from_config(AutoConfig.for_model(kind, **settings), **options)
+    except (ValueError, KeyError, TypeError) as error:
+        raise TaskError(
+            "transformers cannot build the model",
+            where=f"model_type {kind}",
+            got=(str(error).splitlines() or ["?"])[0][:200],
+        ) from None
+    return cast("nn.Module", module.float())
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's random numbers from a seed inside the block; as they were after it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def autocast(precision: Precision) -> torch.autocast:
+    """Autocast to bfloat16 where asked, or where the processor computes in it (`auto`)."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(precision))
+
+
+def uses_bf16(precision: Precision) -> bool:
+    """Whether training and features run in bfloat16 here."""
+    return precision == "bf16" or (precision == "auto" and has_bf16())
+
+
+@lru_cache(maxsize=1)
+def has_bf16() -> bool:
+    """Whether the processor has bfloat16 arithmetic (AVX-512 BF16 or AMX), without which it is slower."""
+    try:
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    except AttributeError:
+        return False
+
+
+def pooled(body: nn.Module, batch: Mapping[str, torch.Tensor], pooling: Pooling) -> torch.Tensor:
+    """One vector an example [batch, dim]: the mean over tokens that are not padding, or the first token."""
+    config = cast("Any", body).config
+    if getattr(config, "is_encoder_decoder", False):
+        body = cast("Any", body).get_encoder()
+    hidden: torch.Tensor = body(**batch).last_hidden_state
+    if hidden.dim() == 4:  # convolutional: [batch, dim, height, width]
+        hidden = hidden.flatten(2).transpose(1, 2)
+    if pooling == "cls":
+        return hidden[:, 0]
+    mask = batch.get("attention_mask")
+    if mask is None:
+        # Images: the class token, where there is one, was trained by nothing yet.
+        first = 1 if hidden.shape[1] > 1 and hasattr(config, "patch_size") else 0
+        return hidden[:, first:].mean(1)
+    weights = mask.to(hidden.dtype).unsqueeze(-1)  # [batch, time, 1]
+    return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+
+def body_width(body: nn.Module) -> int:
+    """Length of the pooled vector."""
+    config = cast("Any", body).config
+    for key in ("hidden_size", "d_model", "n_embd", "dim"):
+        if isinstance(getattr(config, key, None), int):
+            return int(getattr(config, key))
+    sizes = getattr(config, "hidden_sizes", None)
+    if sizes:
+        return int(sizes[-1])
+    raise TaskError("cannot tell the width of the model", where=type(body).__name__)
+
+
+class Head(nn.Module):
+    """Dropout and one linear layer on the pooled vector."""
+
+    def __init__(self, width: int, outputs: int, dropout: float, seed: int) -> None:
+        super().__init__()
+        with seeded(seed):
+            self.dropout = nn.Dropout(dropout)
+            self.linear = nn.Linear(width, outputs)
+            nn.init.normal_(self.linear.weight, std=0.02)
+            nn.init.zeros_(self.linear.bias)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Vectors [batch, width] -> logits [batch, outputs]."""
+        logits: torch.Tensor = self.linear(self.dropout(vectors))
+        return logits
+
+
+def body_checkpoint(body: nn.Module, like: Checkpoint) -> Memory:
+    """A trained body as a checkpoint under the names its base has, in the base's dtypes.
+
+    What the base lacks (a pooler that transformers added) is left out; what the class lacks stays out as well, and
+    `body(tuned, like=base)` fills it from the base.
+    """
+    state = body.state_dict()
+    known = set(like.names())
+    prefix = best_prefix(known, set(state))
+    tensors = {}
+    for name, tensor in state.items():
+        there = with_prefix(name, prefix)
+        if there in known:
+            tensors[there] = tensor.detach().to(torch_dtype(like.spec(there).dtype)).clone()
+    return Memory(tensors, files=dict(like.files), where="trained body")
