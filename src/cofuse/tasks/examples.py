@@ -39,22 +39,27 @@ def _take(column: Any, rows: npt.NDArray[np.int64]) -> Any:
 
 
 def draw(examples: Examples, count: int | None, seed: Sequence[int]) -> Examples:
-    """A random sample without replacement, keyed by `seed` alone.
-
-    Classification samples hold each class at least once where `count` allows: few-shot learning of a class that was
-    never seen is not what is measured.
+    """A random sample; see `draw_rows`.
 
     >>> e = Examples({"x": np.arange(6)}, np.array([0, 0, 0, 0, 0, 1]))
     >>> sorted(draw(e, 2, [0]).labels.tolist())
     [0, 1]
     """
+    return examples.take(draw_rows(examples, count, seed))
+
+
+def draw_rows(examples: Examples, count: int | None, seed: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Row numbers of a random sample without replacement, keyed by `seed` alone; all rows when `count` is None.
+
+    Classification samples hold each class at least once where `count` allows: few-shot learning of a class that was
+    never seen is not what is measured.
+    """
     if count is None or count >= len(examples):
-        return examples
+        return np.arange(len(examples))
     order = np.random.default_rng(list(seed)).permutation(len(examples))
     if not np.issubdtype(examples.labels.dtype, np.integer):
-        return examples.take(order[:count])
-    labels = examples.labels[order]
-    _, firsts = np.unique(labels, return_index=True)
+        return order[:count]
+    _, firsts = np.unique(examples.labels[order], return_index=True)
     kept = order[np.sort(firsts)][:count]
     rest = order[~np.isin(order, kept)]
-    return examples.take(np.concatenate([kept, rest[: count - len(kept)]]))
+    return np.concatenate([kept, rest[: count - len(kept)]])

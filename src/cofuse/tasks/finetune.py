@@ -8,6 +8,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any, Literal, cast
 
@@ -30,6 +31,7 @@ class Finetuning(Document):
     """How to finetune. Lengths of training are in steps or in epochs, whichever is given."""
 
     learning_rate: float = Field(5e-5, gt=0)
+    head_learning_rate: float | None = Field(None, gt=0)  # as the body's when not given
     batch_size: int = Field(32, gt=0)
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
@@ -37,6 +39,7 @@ class Finetuning(Document):
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     weight_decay: float = Field(0.01, ge=0)
     dropout: float = Field(0.1, ge=0, lt=1)  # before the head
+    freeze: tuple[str, ...] = ()  # glob patterns of the body's parameters that stay as they are: "embeddings.*"
     max_length: int = Field(128, gt=1)  # tokens
     pooling: Pooling = "mean"
     head: Literal["random", "probe"] = "random"  # what the head starts from; `probe`: fitted to the frozen body first
@@ -205,6 +208,7 @@ def train(
             label_names=["labels"],
             dataloader_pin_memory=False,
         )
+        optimizer = torch.optim.AdamW(_groups(model, settings), lr=settings.learning_rate, fused=True)
         stopping = (
             EarlyStoppingCallback(settings.patience, settings.min_gain) if searching and settings.patience else None
         )
@@ -216,6 +220,7 @@ def train(
             data_collator=cast("Any", collate),
             compute_metrics=cast("Any", score) if searching else None,
             callbacks=[stopping] if stopping else [],
+            optimizers=(optimizer, None),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -226,6 +231,37 @@ def train(
         if not torch.isfinite(parameter).all():
             raise TaskError("training diverged: a weight is not finite", where=name, hint="lower the learning rate")
     return taken, None if best is None else float(best)
+
+
+def _groups(model: nn.Module, settings: Finetuning) -> list[dict[str, Any]]:
+    """Parameters with their learning rate and decay: biases and norms do not decay, frozen ones are left out.
+
+    Raises:
+        TaskError: a pattern freezes nothing, or everything is frozen.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    unused = set(settings.freeze)
+    for name, parameter in model.named_parameters():
+        inside = name.split("body.", 1)[1] if "body." in name else None
+        frozen = {p for p in settings.freeze if inside is not None and fnmatchcase(inside, p)}
+        unused -= frozen
+        parameter.requires_grad_(not frozen)
+        if not frozen:
+            groups.setdefault((inside is None, parameter.dim() > 1), []).append(parameter)
+    if unused:
+        raise TaskError(
+            "a pattern freezes nothing", got=", ".join(sorted(unused)), hint="patterns match the body's names"
+        )
+    if not any(not head for head, _ in groups):
+        raise TaskError("the whole body is frozen", got=", ".join(settings.freeze))
+    return [
+        {
+            "params": parameters,
+            "lr": (settings.head_learning_rate or settings.learning_rate) if head else settings.learning_rate,
+            "weight_decay": settings.weight_decay if decays else 0.0,
+        }
+        for (head, decays), parameters in sorted(groups.items())
+    ]
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Any]]):

@@ -1,0 +1,115 @@
+"""Worker processes that do pieces of work, and die with the process that started them."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any
+
+from ..errors import StudyError
+from .work import Work
+
+# What a worker takes beside the model it trains: Python, torch and transformers.
+WORKER_BYTES = 1_000_000_000
+
+
+def default_workers(threads: int, model_bytes: int) -> int:
+    """As many workers as cores and memory allow.
+
+    Args:
+        threads: that each uses.
+        model_bytes: size of the model; training holds weights, gradients, two moments and activations.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    by_cores = max(1, cores // threads)
+    free = _free_memory()
+    by_memory = by_cores if free is None else max(1, int(0.8 * free // (WORKER_BYTES + 8 * model_bytes)))
+    return min(by_cores, by_memory)
+
+
+def _free_memory() -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+class Workers:
+    """A pool of processes; the result of a piece of work does not depend on how many there are."""
+
+    def __init__(self, count: int, threads: int) -> None:
+        self.count = count
+        self._pool = ProcessPoolExecutor(
+            count,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(os.getpid(), threads),
+        )
+
+    def submit(self, work: Work) -> Future[dict[str, Any]]:
+        """Hand out a piece of work."""
+        return self._pool.submit(_do, work)
+
+    def result(self, future: Future[dict[str, Any]]) -> dict[str, Any]:
+        """Wait for a piece of work.
+
+        Raises:
+            StudyError: its worker died (out of memory, most often).
+        """
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise StudyError(
+                "a worker process died",
+                expected="enough memory for every worker",
+                hint="run the same command again, with fewer workers (--workers 1)",
+            ) from None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def kill(self) -> None:
+        """End the workers at once; finished work is recorded already, the rest is done again."""
+        for process in list((self._pool._processes or {}).values()):
+            with contextlib.suppress(OSError, ValueError):
+                process.kill()
+
+
+def _begin(parent: int, threads: int) -> None:
+    # Ctrl-C reaches the whole group; the parent alone decides what happens then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    warnings.filterwarnings("ignore")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _die_with(parent: int) -> None:
+    """A killed parent leaves its workers waiting for work for ever; they look for it themselves."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _do(work: Work) -> dict[str, Any]:
+    return work()

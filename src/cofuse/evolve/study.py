@@ -1,0 +1,118 @@
+"""A study: what evolves, on which tasks, by whom, how it is fused and measured. One YAML document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from ..document import Document, nearest, read_document
+from ..errors import StudyError
+from ..fuse import METHODS
+from ..fuse.recipe import Value, check_parameter
+from ..measure.protocols import Evaluation
+from ..tasks import Task, open_suite
+from ..tasks.finetune import Finetuning
+from ..tasks.pretrain import Pretraining
+
+
+class Fusing(Document):
+    """How contributions become the next base: a merge method and its parameters; all models weigh the same."""
+
+    method: str = "linear"
+    parameters: dict[str, Value] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known(self) -> Fusing:
+        if self.method not in METHODS:
+            raise ValueError(f"a merge method; {nearest(self.method, METHODS)}")
+        for name, value in self.parameters.items():
+            check_parameter(name, value, METHODS[self.method].parameters, per_model=False)
+        return self
+
+
+class Baselines(Document):
+    """What the evolving base is compared with, besides the pretrained one.
+
+    Every seen task's finetuned model is made once: by itself it is one-task intertraining, all of them together are
+    fused once.
+    """
+
+    steps: int | None = Field(None, gt=0)  # that a model trains alone; as many as a contributor takes in all rounds
+    intertrain: bool = False
+    fuse_once: bool = False
+    multitask: int | None = Field(None, gt=0)  # steps of multitask finetuning, all tasks together
+
+
+class Study(Document):
+    """A study of ColD Fusion."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
+    base: str | Pretraining  # an address, or a pretraining stage of its own
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    tasks: Path | None = None  # folder in which names of tasks are looked for
+    seen: tuple[str | Task, ...] = Field(min_length=1)
+    unseen: tuple[str | Task, ...] = ()
+    rounds: int = Field(gt=0)
+    contributors: int | None = Field(None, gt=0)  # one a seen task when not given; they take the tasks in turn
+    per_round: int | None = Field(None, gt=0)  # contributors drawn for each round; all when not given
+    examples: int | None = Field(None, gt=0)  # that each contributor has
+    fresh: bool = False  # contributors draw new examples each round
+    finetune: Finetuning
+    fuse: Fusing = Fusing()
+    offers: dict[int, tuple[Path, ...]] = Field(default_factory=dict)  # round -> folders of outside contributions
+    evaluate_seen: Evaluation = Evaluation()
+    evaluate_unseen: Evaluation = Evaluation()
+    baselines: Baselines = Baselines()
+    threads: int = Field(1, gt=0)  # of each process; part of the result, because sums depend on it
+    keep_contributions: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError('"seeds": different whole numbers from 0')
+        if self.per_round is not None and self.per_round > self.people:
+            raise ValueError(f'"per_round": at most the number of contributors, {self.people}')
+        return self
+
+    @property
+    def people(self) -> int:
+        """Number of contributors."""
+        return self.contributors or len(self.seen)
+
+    @property
+    def alone_steps(self) -> int | None:
+        """Steps that a baseline model trains alone."""
+        if self.baselines.steps is not None:
+            return self.baselines.steps
+        return None if self.finetune.steps is None else self.finetune.steps * self.rounds
+
+
+class OpenStudy:
+    """A study with its tasks opened.
+
+    Raises:
+        TaskError: a task is unknown.
+        StudyError: a task is both seen and unseen.
+    """
+
+    def __init__(self, study: Study, folder: Path) -> None:
+        self.study = study
+        self.folder = folder
+        folders = tuple(p for p in (study.tasks, folder) if p is not None)
+        self.seen = open_suite(study.seen, folders=folders)
+        self.unseen = open_suite(study.unseen, folders=folders)
+        both = {t.name for t in self.seen} & {t.name for t in self.unseen}
+        if both:
+            raise StudyError("a task is both seen and unseen", where=study.name, got=", ".join(sorted(both)))
+
+
+def read_study(path: Path, changes: dict[str, Any] | None = None) -> OpenStudy:
+    """Read a study and open its tasks; relative paths in it count from its folder.
+
+    Raises:
+        DocumentError: the YAML is wrong; with its line and a suggestion.
+        TaskError: a task is unknown.
+    """
+    return OpenStudy(read_document(path, Study, changes), path.resolve().parent)
