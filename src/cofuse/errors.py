@@ -11,7 +11,8 @@
     │   ├── CorruptError         bytes do not match their id
     │   └── RefError             a ref is missing, malformed or has moved
     ├── TaskError                a task, its data or its model cannot be used
-    └── StudyError               a study cannot be run or resumed
+    ├── StudyError               a study cannot be run or resumed
+    └── Interrupted              somebody stopped the work; what is finished is kept
 
 An error says what, where, got, expected, and what to do. The command line prints it without a traceback.
 """
@@ -112,3 +113,7 @@ class TaskError(CofuseError):
 
 class StudyError(CofuseError):
     """A study cannot be run or resumed."""
+
+
+class Interrupted(CofuseError):  # noqa: N818 - not a mistake of anybody
+    """Somebody stopped the work; what is finished is kept."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from .errors import Interrupted
+
 
 class Bar(Protocol):
     """One running piece of work."""
@@ -45,22 +47,23 @@ SILENT: Progress = Silent()
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt, so that temporary files are removed on both.
+    """Let Ctrl-C and SIGTERM end work in order: temporary files are removed, then `Interrupted` is raised.
 
-    Does nothing outside the main thread, where Python forbids setting handlers.
+    SIGTERM is left as it is outside the main thread, where Python forbids setting handlers.
     """
     import signal
     import threading
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    main = threading.current_thread() is threading.main_thread()
 
     def stop(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop) if main else None
     try:
         yield
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted", hint="the same command goes on where it was, or starts anew") from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if main:
+            signal.signal(signal.SIGTERM, before)

@@ -2,7 +2,7 @@
 
     LoRA     W + s B A                      s = alpha / r, or alpha / sqrt(r) for rsLoRA
     DoRA     m * (W + s B A) / ||W + s B A||, the norm over each output row
-    IA3      l * W over output rows, or over input columns for feed-forward modules
+    IA3      l * W over output rows, and l * bias; over input columns for feed-forward modules
 
 Prompt tuning and its kin change the input rather than the weights, so they are refused, as are initialisations that
 rewrite the base (PiSSA, OLoRA, LoftQ, ...): such an adapter must be converted to plain LoRA by PEFT first.
@@ -41,7 +41,21 @@ _PARTS = (
     "lora_magnitude_vector.weight",
     "ia3_l",
 )
-_UNSUPPORTED = ("layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens")
+# What changes more than a module's weight by a product of two matrices.
+_UNSUPPORTED = (
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "megatron_config",
+)
+# Initialisations of A and B that leave the base as it was; the others (PiSSA, OLoRA, LoftQ, CorDA, ...) rewrite it.
+_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +99,11 @@ class Adapter(Checkpoint):
             stem = key.removeprefix(_ROOT)
             part = next((p for p in _PARTS if stem.endswith("." + p)), None)
             if part is None:
-                whole[stem.replace(".modules_to_save.", ".")] = key
+                # A module that PEFT has wrapped keeps its own tensors (an embedding, a trained bias) one level down.
+                name = stem.replace(".modules_to_save.", ".").replace(".base_layer.", ".")
+                if any(p.startswith(("lora_", "ia3_")) for p in name.split(".")):
+                    raise AdapterError("the adapter has a part that is not known", where=self.folder, got=key)
+                whole[name] = key
             else:
                 modules.setdefault(stem[: -len(part) - 1], {})[part.removesuffix(".weight")] = key
         base = set(self.base.names()) | set(self.base.aliases)
@@ -102,31 +120,59 @@ class Adapter(Checkpoint):
                     hint=f"is {self.base.where} the model it was trained on?",
                 )
             target = self.base.resolve(target)
+            if target in self._changes:
+                raise AdapterError("two changes of one tied tensor", where=f"{self.folder}: {module}", got=target)
             bias = parts.pop("lora_B.bias", None)
-            self._changes[target] = _Change(parts, self._scale(module, parts))
-            if bias is not None:
-                spot = here.get(f"{module}.bias")
-                if spot is None:
-                    raise AdapterError("the adapter's bias has no place", where=self.folder, got=f"{module}.bias")
-                self._changes[spot] = _Change({"bias": bias}, self._changes[target].scale)
+            spot = here.get(f"{module}.bias")
+            self._changes[target] = change = _Change(parts, self._scale(module, parts))
             self._check_shapes(target)
+            if bias is not None:
+                if spot is None or self.base.spec(spot).shape != self.weights.spec(bias).shape:
+                    raise AdapterError("the adapter's bias has no place", where=self.folder, got=f"{module}.bias")
+                self._changes[spot] = _Change({"bias": bias}, change.scale)
+            if "ia3_l" in parts and spot is not None and not self._feed_forward(change):
+                self._changes[spot] = _Change({"ia3_bias": parts["ia3_l"]}, 1.0)
         for name, key in whole.items():
-            self._whole[here.get(name, name)] = key
+            spot = here.get(name, name)
+            if spot in self._changes and self.weights.spec(key) != self.base.spec(spot):
+                raise AdapterError(
+                    "the adapter changes a tensor that it also replaces by one of another shape or dtype",
+                    where=f"{self.folder}: {name}",
+                    got=self.weights.spec(key),
+                    expected=self.base.spec(spot),
+                )
+            self._whole[spot] = key
+        # A tied name is one of its own when the adapter replaces it or what it was tied to; a change in place ties on.
+        replaced = self._whole.keys() - self._changes.keys()
+        self._aliases = {
+            alias: name
+            for alias, name in self.base.aliases.items()
+            if alias not in self._whole and name not in replaced
+        }
+        names = dict.fromkeys([*self.base.names(), *self._whole, *self.base.aliases])
+        self._names = tuple(name for name in names if name not in self._aliases)
 
     def _scale(self, module: str, parts: Mapping[str, str]) -> float:
         a = parts.get("lora_A") or parts.get("lora_embedding_A")
         if a is None:
             return 1.0
-        rank = self.weights.spec(a).shape[0]
-        alpha = float(_by_pattern(self.adapter_config, "alpha_pattern", module, self.adapter_config["lora_alpha"]))
+        rank = next(iter(self.weights.spec(a).shape), 0)
+        if rank == 0:
+            return 0.0  # the shapes are refused next
+        alpha = _by_pattern(
+            self.adapter_config, "alpha_pattern", module, self.adapter_config["lora_alpha"], self.folder
+        )
         return alpha / math.sqrt(rank) if self.adapter_config.get("use_rslora") else alpha / rank
 
     def _check_shapes(self, target: str) -> None:
         change, shape = self._changes[target], self.base.spec(target).shape
         shapes = {part: self.weights.spec(key).shape for part, key in change.parts.items()}
         if "ia3_l" in shapes:
-            length = math.prod(shapes["ia3_l"])
-            fits = length in (shape[0], shape[1] if len(shape) > 1 else -1)
+            if len(shape) != 2:
+                # PEFT gives both kinds the same shape there, so that the file does not say which it is.
+                raise AdapterError("IA3 on a convolution is refused", where=f"{self.folder}: {target}", got=shapes)
+            rows_first = self._feed_forward(change) == self._fan_in_fan_out
+            fits = len(shapes["ia3_l"]) == 2 and math.prod(shapes["ia3_l"]) == shape[0 if rows_first else 1]
         else:
             a = shapes.get("lora_A") or shapes.get("lora_embedding_A")
             b = shapes.get("lora_B") or shapes.get("lora_embedding_B")
@@ -134,10 +180,12 @@ class Adapter(Checkpoint):
                 raise AdapterError(
                     "half of a LoRA pair is missing", where=f"{self.folder}: {target}", got=sorted(shapes)
                 )
+            fits = len(a) > 1 and len(b) > 1 and len(shape) > 1 and a[0] == b[1] and a[0] > 0
             rows, columns = b[0], math.prod(a[1:])
-            transposed = self._transposed(change)
-            fits = a[0] == b[1] and math.prod(shape) == rows * columns
-            fits = fits and shape[0] == (columns if transposed else rows)
+            transposed = fits and self._transposed(change)
+            fits = fits and math.prod(shape) == rows * columns and shape[0] == (columns if transposed else rows)
+            magnitude = shapes.get("lora_magnitude_vector")
+            fits = fits and (magnitude is None or math.prod(magnitude) == rows)
         if not fits:
             raise AdapterError(
                 "the adapter does not fit the tensor",
@@ -148,11 +196,18 @@ class Adapter(Checkpoint):
 
     def _transposed(self, change: _Change) -> bool:
         # PEFT keeps an embedding's factors the other way round, and GPT-2's Conv1D its weight.
-        return "lora_embedding_A" in change.parts or bool(self.adapter_config.get("fan_in_fan_out"))
+        return "lora_embedding_A" in change.parts or self._fan_in_fan_out
+
+    @property
+    def _fan_in_fan_out(self) -> bool:
+        return bool(self.adapter_config.get("fan_in_fan_out"))
+
+    def _feed_forward(self, change: _Change) -> bool:
+        # [1, in] scales what goes into a feed-forward module, [out, 1] what comes out of another.
+        return self.weights.spec(change.parts["ia3_l"]).shape[:1] == (1,)
 
     def names(self) -> tuple[str, ...]:
-        known = self.base.names()
-        return (*known, *(n for n in self._whole if self.base.resolve(n) not in known))
+        return self._names
 
     def spec(self, name: str) -> TensorSpec:
         name = self.resolve(name)
@@ -170,9 +225,9 @@ class Adapter(Checkpoint):
     def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytes | bytearray:
         start, stop = self.check_range(name, start, stop)
         name = self.resolve(name)
-        if name in self._whole:
-            return self.weights.read_bytes(self._whole[name], start, stop)
         if name not in self._changes or start == stop:
+            if name in self._whole:
+                return self.weights.read_bytes(self._whole[name], start, stop)
             return self.base.read_bytes(name, start, stop)
         # Rows are always computed in the same groups, so that the bytes do not depend on the range asked for.
         rows, row_bytes, total = self._grouping(name)
@@ -196,7 +251,9 @@ class Adapter(Checkpoint):
         import torch
 
         change = self._changes[name]
-        stored = self.base.read(name, slice(first, last))
+        whole = self._whole.get(name)
+        rows = slice(first, last)
+        stored = self.base.read(name, rows) if whole is None else self.weights.read(whole, rows)
         weight = stored.to(torch.float32)  # [rows, ...]
 
         def part(key: str) -> torch.Tensor:
@@ -204,10 +261,11 @@ class Adapter(Checkpoint):
 
         if "bias" in change.parts:
             return (weight + change.scale * part("bias")[first:last]).to(stored.dtype)
+        if "ia3_bias" in change.parts:
+            return (weight * part("ia3_bias").flatten()[first:last]).to(stored.dtype)
         if "ia3_l" in change.parts:
             scale = part("ia3_l").flatten()
-            feed_forward = self.weights.spec(change.parts["ia3_l"]).shape[0] == 1
-            if feed_forward != bool(self.adapter_config.get("fan_in_fan_out")):
+            if self._feed_forward(change) != self._fan_in_fan_out:
                 merged = weight * scale.reshape(1, -1, *(1,) * (weight.dim() - 2))
             else:
                 merged = weight * scale[first:last].reshape(-1, *(1,) * (weight.dim() - 1))
@@ -237,7 +295,7 @@ class Adapter(Checkpoint):
 
     @property
     def aliases(self) -> Mapping[str, str]:
-        return {alias: name for alias, name in self.base.aliases.items() if alias not in self._whole}
+        return self._aliases
 
     @property
     def where(self) -> str:
@@ -277,10 +335,11 @@ def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
     kind = str(config.get("peft_type", "")).upper()
     if kind not in ("LORA", "IA3"):
         raise AdapterError("this kind of adapter is refused", where=folder, got=kind or "none", expected="LORA or IA3")
-    if kind == "LORA" and not isinstance(config.get("lora_alpha"), int | float):
-        raise AdapterError("lora_alpha is missing", where=folder, got=config.get("lora_alpha"))
+    alpha = config.get("lora_alpha")
+    if kind == "LORA" and not (isinstance(alpha, int | float) and math.isfinite(alpha)):
+        raise AdapterError("lora_alpha is not a number", where=folder, got=alpha)
     start = config.get("init_lora_weights", True)
-    if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "loftq", "corda")):
+    if isinstance(start, str) and start.lower() not in _STARTS:
         raise AdapterError(
             "the adapter's initialisation rewrote its base",
             where=folder,
@@ -292,12 +351,12 @@ def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
             raise AdapterError("the adapter uses something that is refused", where=folder, got=key)
 
 
-def _by_pattern(config: Mapping[str, Any], table: str, module: str, default: float) -> float:
+def _by_pattern(config: Mapping[str, Any], table: str, module: str, default: float, folder: Path) -> float:
     """PEFT's rank_pattern and alpha_pattern: the first key that matches the end of the module's name."""
-    for pattern, value in (config.get(table) or {}).items():
-        try:
+    try:
+        for pattern, value in (config.get(table) or {}).items():
             if re.match(rf"(.*\.)?({pattern})$", module):
                 return float(value)
-        except re.error:
-            continue
-    return default
+    except (re.error, AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise AdapterError(f"{table} cannot be used", where=folder, got=error) from None
+    return float(default)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
@@ -48,13 +49,18 @@ def body(tuned: Checkpoint, *, like: Checkpoint) -> Body:
     (('a.w', 'b.w', 'pooler.w'), 'bert.', ('classifier.w',), ('pooler.w',))
     """
     theirs = {**{n: n for n in tuned.names()}, **dict(tuned.aliases)}
-    prefix = best_prefix(set(theirs), set(like.names()))
+    prefix = best_prefix(set(theirs), {*like.names(), *like.aliases})
+    tied: dict[str, list[str]] = {}
+    for alias, name in like.aliases.items():
+        tied.setdefault(name, []).append(alias)
     sources: dict[str, Source] = {}
     kept: list[str] = []
     used: set[str] = set()
     for name in like.names():
-        there = with_prefix(name, prefix)
-        if there is None or there not in theirs:
+        # A class without the name under which the base keeps a tied tensor may have it under the other one.
+        spellings = (with_prefix(n, prefix) for n in (name, *tied.get(name, ())))
+        there = next((n for n in spellings if n in theirs), None)
+        if there is None:
             sources[name] = Source(like, name)
             kept.append(name)
             continue
@@ -75,9 +81,8 @@ def body(tuned: Checkpoint, *, like: Checkpoint) -> Body:
             )
         used.add(theirs[there])
         sources[name] = Source(tuned, there)
-    floating = [n for n in like.names() if like.spec(n).dtype.startswith(("F", "BF"))]
-    lost = sum(like.spec(n).numel for n in kept if n in set(floating))
-    if lost * 2 > sum(like.spec(n).numel for n in floating):
+    lost = sum(like.spec(n).numel for n in kept)
+    if lost * 2 > sum(like.spec(n).numel for n in like.names()) or (kept and len(kept) == len(like.names())):
         raise CheckpointError(
             "most of the base is missing",
             where=tuned.where,
@@ -102,15 +107,15 @@ def best_prefix(tuned: set[str], base: set[str]) -> str:
     `x.` when the tuned model says `x.name` for the base's `name`; `+x.` the other way round (a base saved from a class
     with a prefix, tuned as a bare body).
     """
-    candidates = {""}
-    tops = {name.split(".", 1)[0] + "." for name in tuned if "." in name}
-    tops |= {".".join(name.split(".", 2)[:2]) + "." for name in tuned if name.count(".") > 1}
-    candidates |= tops
-    base_tops = {name.split(".", 1)[0] + "." for name in base if "." in name}
-    candidates |= {f"+{top}" for top in base_tops}
-
-    def agreement(prefix: str) -> int:
-        return sum(1 for name in base if with_prefix(name, prefix) in tuned)
-
-    best = max(sorted(candidates, key=lambda p: (len(p), p)), key=agreement)
-    return best if agreement(best) else ""
+    # Counted name by name: trying every prefix on every name would let a file of many prefixes take hours.
+    agreement = Counter({"": len(tuned & base)})
+    for name in tuned:
+        parts = name.split(".", 2)
+        for depth in range(1, len(parts)):
+            if ".".join(parts[depth:]) in base:
+                agreement[".".join(parts[:depth]) + "."] += 1
+    for name in base:
+        top, dot, rest = name.partition(".")
+        if dot and rest in tuned:
+            agreement[f"+{top}."] += 1
+    return min(agreement, key=lambda prefix: (-agreement[prefix], len(prefix), prefix))

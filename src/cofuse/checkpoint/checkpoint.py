@@ -54,7 +54,11 @@ class Files(Mapping[str, bytes]):
         self._paths = dict(sorted(paths.items()))
 
     def __getitem__(self, name: str) -> bytes:
-        return self._paths[name].read_bytes()
+        path = self._paths[name]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise CheckpointError("cannot read the file", where=path, got=error.strerror) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
@@ -162,8 +166,10 @@ class Checkpoint(ABC):
 
     def blocks(self, name: str, size: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
         """Byte ranges of whole elements, each at most about `size`, in which a tensor is best read."""
-        total = self.spec(name).nbytes
-        step = max(8, size - size % 8)  # no dtype has an element of more than eight bytes
+        dtype, total = self.spec(name).dtype, self.spec(name).nbytes
+        # No dtype has an element of more than eight bytes; four elements of six bits make three.
+        unit = 24 if bits(dtype) == 6 else 8
+        step = max(unit, size - size % unit)
         for start in range(0, total, step):
             yield start, min(start + step, total)
 
@@ -248,6 +254,8 @@ class Memory(Checkpoint):
         metadata: Mapping[str, str] | None = None,
         where: str = "memory",
     ) -> None:
+        import torch
+
         from .dtypes import code_of
         from .header import check_name
 
@@ -260,21 +268,30 @@ class Memory(Checkpoint):
         self._specs: dict[str, TensorSpec] = {}
         for name, tensor in tensors.items():
             check_name(name, where)
-            key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
-            if tensor.numel() and key in kept:
-                self._aliases[name] = kept[key]
-                continue
-            kept[key] = name
-            self._tensors[name] = tensor.detach()
             try:
-                self._specs[name] = TensorSpec(code_of(tensor.dtype), tuple(tensor.shape))
+                spec = TensorSpec(code_of(tensor.dtype), tuple(tensor.shape))
             except KeyError:
                 raise CheckpointError(
                     "safetensors has no such dtype", where=f"{where}: {name}", got=tensor.dtype
                 ) from None
+            if tensor.layout != torch.strided or tensor.is_meta:
+                got = "no data (meta)" if tensor.is_meta else tensor.layout
+                raise CheckpointError("not a dense tensor", where=f"{where}: {name}", got=got)
+            # A conjugate or negative that torch has put off shares its storage with other values.
+            held = tensor.detach().resolve_conj().resolve_neg()
+            key = (held.device, held.untyped_storage().data_ptr(), held.storage_offset(), spec, held.stride())
+            if tensor.numel() and key in kept:
+                self._aliases[name] = kept[key]
+                continue
+            kept[key] = name
+            self._tensors[name] = held
+            self._specs[name] = spec
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors or name in self._aliases
 
     def spec(self, name: str) -> TensorSpec:
         spec = self._specs.get(self.resolve(name))

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import CheckpointError, HeaderError
 from .checkpoint import Checkpoint, Files, TensorSpec
-from .header import Header, read_header
+from .header import NAME, Header, read_header
 
 SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 INDEX = tuple(f"{name}.index.json" for name in SINGLE)
 PICKLED = ("pytorch_model.bin", "pytorch_model.pt", "model.pt")
 PICKLE_ENDINGS = (".bin", ".pt", ".pth")
+_PICKLED_SHARD = re.compile(r"pytorch_model-\d{5}-of-\d{5}\.bin$")
 MAX_SIDE_FILE = 64 * 1024 * 1024
 # A tokenizer or a config travels with a checkpoint; a training script, an optimizer's state or a plot does not.
 SIDE_ENDINGS = (".json", ".txt", ".model", ".jinja", ".md", ".tiktoken", ".bpe", ".yaml")
@@ -30,18 +33,25 @@ class SafetensorsFile(Checkpoint):
         self.path = path
         self._files = files or {}
         try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            # Opening a pipe would wait for somebody to write into it, for ever.
+            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise CheckpointError("cannot open the file", where=path, got=error.strerror) from None
         try:
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+                raise CheckpointError("not a file", where=path)
             self.header: Header = read_header(self._fd, path)
         except BaseException:
             self.close()
             raise
         self._aliases = _aliases_in(self.header)
+        self._metadata = {k: v for k, v in self.header.metadata.items() if k not in self._aliases}
 
     def names(self) -> tuple[str, ...]:
         return tuple(self.header.entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.header.entries or name in self._aliases
 
     def spec(self, name: str) -> TensorSpec:
         entry = self.header.entries.get(self.resolve(name))
@@ -60,7 +70,7 @@ class SafetensorsFile(Checkpoint):
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        return self.header.metadata
+        return self._metadata
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -99,10 +109,15 @@ class Shards(Checkpoint):
                         got=f"{self._home[name].path.name} and {shard_name}",
                     )
                 self._home[name] = shard
-            self._aliases.update(shard.aliases)
+        for shard in self.shards.values():
+            # What one shard calls a tied name may be a tensor of its own in another.
+            self._aliases.update({k: v for k, v in shard.aliases.items() if k not in self._home})
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._home)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._home or name in self._aliases
 
     def spec(self, name: str) -> TensorSpec:
         return self._shard(name).spec(name)
@@ -189,9 +204,9 @@ def is_adapter(path: Path) -> bool:
     return (path / "adapter_config.json").is_file() and not any((path / n).exists() for n in (*SINGLE, *INDEX))
 
 
-def holds_checkpoint(folder: Path) -> bool:
-    """Whether a folder has weights in it, whole or damaged."""
-    return any(p.name in PICKLED or p.suffix == ".safetensors" for p in folder.iterdir())
+def is_weights(path: Path) -> bool:
+    """Whether a file's name is that of weights."""
+    return path.suffix == ".safetensors" or path.name in PICKLED or bool(_PICKLED_SHARD.match(path.name))
 
 
 def side_files(folder: Path) -> Files:
@@ -210,17 +225,19 @@ def side_files(folder: Path) -> Files:
 
 def _open_folder(folder: Path) -> Checkpoint:
     files = side_files(folder)
-    for name in INDEX:
-        if (folder / name).is_file():
-            return _open_indexed(folder, folder / name, files)
+    # One whole file goes before an index, as in transformers: the index may be left over from an earlier save.
     for name in SINGLE:
         if (folder / name).is_file():
             return SafetensorsFile(folder / name, files=files)
+    for name in INDEX:
+        if (folder / name).is_file():
+            return _open_indexed(folder, folder / name, files)
     if is_adapter(folder):
         from ..errors import AdapterError
 
         raise AdapterError("an adapter needs its base", where=folder, hint="open it together with its base")
     others = sorted(folder.glob("*.safetensors"))
+    _check_all_there(others, folder)
     if len(others) == 1:
         return SafetensorsFile(others[0], files=files)
     if others:
@@ -242,12 +259,28 @@ def _open_folder(folder: Path) -> Checkpoint:
     )
 
 
+def _check_all_there(shards: Sequence[Path], folder: Path) -> None:
+    """Shards without an index still say how many they are."""
+    for path in shards:
+        numbered = re.search(r"-\d{5}-of-(\d{5})\.safetensors$", path.name)
+        if numbered and int(numbered.group(1)) != len(shards):
+            raise CheckpointError(
+                "a shard is missing",
+                where=folder,
+                got=f"{len(shards)} files",
+                expected=f"{int(numbered.group(1))}, as {path.name} says",
+                hint="get the shards again",
+            )
+
+
 def _open_indexed(folder: Path, index: Path, files: Mapping[str, bytes]) -> Shards:
     weight_map = _weight_map(index)
     shards: dict[str, SafetensorsFile] = {}
     for file in sorted(set(weight_map.values())):
         if not (folder / file).is_file():
-            raise CheckpointError("a shard is missing", where=folder, got=f"no {file}", hint="get the shard again")
+            raise CheckpointError(
+                "a shard is missing", where=folder, got=f"no {file[:80]!a}", hint="get the shard again"
+            )
         shards[file] = SafetensorsFile(folder / file)
     for name, file in weight_map.items():
         if name not in shards[file]:
@@ -256,12 +289,12 @@ def _open_indexed(folder: Path, index: Path, files: Mapping[str, bytes]) -> Shar
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    if index.stat().st_size > MAX_SIDE_FILE:
-        raise HeaderError("the index is too large", where=index, expected=f"at most {MAX_SIDE_FILE} bytes")
     try:
+        if index.stat().st_size > MAX_SIDE_FILE:
+            raise HeaderError("the index is too large", where=index, expected=f"at most {MAX_SIDE_FILE} bytes")
         weight_map = json.loads(index.read_bytes())["weight_map"]
         pairs = {str(name): str(file) for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             "not an index of shards",
             where=index,
@@ -269,11 +302,16 @@ def _weight_map(index: Path) -> dict[str, str]:
             expected='{"weight_map": ...}',
         ) from None
     for file in pairs.values():
-        if Path(file).name != file or file.startswith("."):
+        if not file or Path(file).name != file or file.startswith("."):
             raise CheckpointError("the index names a file outside its folder", where=index, got=ascii(file[:80]))
     return pairs
 
 
 def _aliases_in(header: Header) -> dict[str, str]:
     """Tied names as `safetensors.torch.save_model` records them: metadata of removed name to kept name."""
-    return {k: v for k, v in header.metadata.items() if v in header.entries and k not in header.entries}
+    entries = header.entries
+    return {
+        k: v
+        for k, v in header.metadata.items()
+        if v in entries and k not in entries and k != "format" and NAME.fullmatch(k) and ".." not in k
+    }

@@ -1,13 +1,15 @@
 """The safetensors header: hostile input until it has passed here.
 
-One validator for every reader, for the store and for the hub. It goes through the header once, entry by entry, and
-stops at the first thing that is wrong, so neither time nor memory depends on what a hostile file would like.
-`json.loads` on the whole header would build whatever nesting the file asks for first.
+One validator for every reader, for the store and for the hub. It goes through the header once, one regular expression
+a tensor, and stops at the first thing that is wrong, so neither time nor memory depends on what a hostile file would
+like. `json.loads` on the whole header would build whatever nesting the file asks for first. What passes here is a
+subset of what the safetensors library accepts.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -22,21 +24,33 @@ MAX_TENSORS = 100_000
 MAX_METADATA = 100_000  # entries
 MAX_NAME = 1024
 MAX_RANK = 64
-MAX_ENTRY = 4096  # characters of one tensor's entry, which holds a dtype, a shape and two offsets
+MAX_COUNT = 2**63  # bits of a tensor, its empty dimensions left out: beyond it, other readers' arithmetic overflows
 
 # Letters, digits and the punctuation that frameworks use in parameter names.
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-+/:@#$=~()\[\]<>, |]*+")
+_NAME = rf"[A-Za-z0-9_][A-Za-z0-9_.\-+/:@#$=~()\[\]<>, |]{{0,{MAX_NAME - 1}}}+"
+NAME = re.compile(_NAME)
 
-_SPACE = re.compile(r"[ \t\n\r]*+")
-_STRING = re.compile(r'"((?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+)"')
-_COLON = re.compile(r"[ \t\n\r]*+:[ \t\n\r]*+")
-_OBJECT = re.compile(r"\{[^{}]{0,4096}+\}")
-_NUMBER = r"(?:0|[1-9]\d{0,18})"
-# How every known writer spells an entry; others take the slower road through json.
-_PLAIN = re.compile(
-    rf'\{{"dtype":"(\w{{1,16}})","shape":\[((?:{_NUMBER}(?:,{_NUMBER})*+)?)\],'
-    rf'"data_offsets":\[({_NUMBER}),({_NUMBER})\]\}}'
+_SPACE = r"[ \t\n\r]*+"
+_PLAIN = r'[^"\\\x00-\x1f]*+'
+_STRING = rf'"({_PLAIN}(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{{4}}){_PLAIN})*+)"'
+# `\d` would let other alphabets' digits through, which int() reads and JSON forbids.
+_NUMBER = r"(?:0|[1-9][0-9]{0,18}+)"
+_COLON = rf"{_SPACE}:{_SPACE}"
+# A comma needs something to follow it; without one, the object has to end.
+_NEXT = rf'{_SPACE}(?:,{_SPACE}(?=")|(?=\}}))'
+_FIELD = (
+    rf'"(?:dtype"{_COLON}"(\w{{1,16}}+)"'
+    rf'|shape"{_COLON}\[{_SPACE}((?:{_NUMBER}(?:{_SPACE},{_SPACE}{_NUMBER}){{0,{MAX_RANK - 1}}}+)?+){_SPACE}\]'
+    rf'|data_offsets"{_COLON}\[{_SPACE}({_NUMBER}){_SPACE},{_SPACE}({_NUMBER}){_SPACE}\])'
 )
+# Three fields in any order; each of them was there once when all groups are set.
+_TENSOR = re.compile(rf'"({_NAME})"{_COLON}\{{{_SPACE}(?:{_FIELD}{_NEXT}){{3}}+\}}{_NEXT}', re.ASCII)
+_METADATA = re.compile(rf"\{{{_SPACE}(?:{_STRING}{_COLON}{_STRING}{_NEXT})*+\}}")
+_KEY = re.compile(_STRING + _COLON)
+_OBJECT = re.compile(r"\{[^{}]{0,4096}+\}")
+_SPACES = re.compile(_SPACE)
+_AFTER = re.compile(_NEXT)
+_PAIRS = json.JSONDecoder(object_pairs_hook=list)
 
 
 class Entry(NamedTuple):
@@ -73,20 +87,22 @@ def read_header(fd: int, where: object) -> Header:
     Raises:
         HeaderError: for whatever is wrong with it; says the file, the tensor, what was found and what is allowed.
     """
-    size = os.fstat(fd).st_size
-    prefix = os.pread(fd, 8, 0)
+    try:
+        size = os.fstat(fd).st_size
+        prefix = os.pread(fd, 8, 0)
+        length = int.from_bytes(prefix, "little")
+        # A length that cannot be is refused below; nothing of it is read.
+        text = os.pread(fd, length, 8) if length <= min(MAX_HEADER_BYTES, size - 8) else b""
+    except OSError as error:
+        raise HeaderError("cannot read the header", where=where, got=error.strerror) from None
     if len(prefix) < 8:
         raise HeaderError("truncated: no header length", where=where, got=f"{size} bytes", expected="at least 8")
-    length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER_BYTES:
         raise HeaderError(
             "header is too long", where=where, got=f"{length} bytes", expected=f"at most {MAX_HEADER_BYTES}"
         )
-    if length > size - 8:
-        raise HeaderError("truncated header", where=where, got=f"{size - 8} bytes", expected=f"{length} bytes")
-    text = os.pread(fd, length, 8)
     if len(text) < length:
-        raise HeaderError("truncated header", where=where, got=f"{len(text)} bytes", expected=f"{length} bytes")
+        raise HeaderError("truncated header", where=where, got=f"{max(0, size - 8)} bytes", expected=f"{length} bytes")
     return parse_header(prefix + text, data_bytes=size - 8 - length, where=where)
 
 
@@ -112,16 +128,16 @@ def parse_header(raw: bytes, *, data_bytes: int, where: object) -> Header:
     except UnicodeDecodeError as error:
         raise HeaderError("header is not UTF-8", where=where, got=error.reason) from None
     entries, metadata = _Scanner(text, where).scan()
-    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
-    _check_offsets(ordered, data_bytes, where)
-    return Header(ordered, metadata, bytes(raw))
+    order = sorted(entries.items(), key=lambda item: item[1][2:])
+    _check_offsets(order, data_bytes, where)
+    return Header(dict(order), metadata, bytes(raw))
 
 
 def check_name(name: str, where: object) -> str:
     """Refuse a tensor name that could be taken for a path out of a folder, or hide something in a terminal."""
     if len(name) > MAX_NAME:
         raise HeaderError("tensor name is too long", where=where, got=f"{len(name)}", expected=f"<= {MAX_NAME}")
-    if not NAME.fullmatch(name) or ".." in name:
+    if not NAME.fullmatch(name) or ".." in name or name == "__metadata__":
         raise HeaderError(
             "tensor name is not allowed",
             where=where,
@@ -137,10 +153,7 @@ def nbytes(dtype: str, shape: Iterable[int]) -> int:
     >>> nbytes("BF16", (3, 2))
     12
     """
-    count = 1
-    for n in shape:
-        count *= n
-    total, rest = divmod(count * DTYPES[dtype][0], 8)
+    total, rest = divmod(math.prod(shape) * DTYPES[dtype][0], 8)
     return total if rest == 0 else -1
 
 
@@ -153,73 +166,43 @@ class _Scanner:
         self.at = 0
 
     def scan(self) -> tuple[dict[str, Entry], dict[str, str]]:
+        text, match = self.text, _TENSOR.match
         entries: dict[str, Entry] = {}
         metadata: dict[str, str] | None = None
-        if not self.text.startswith("{"):
-            raise self.error("header does not start with '{'", got=ascii(self.text[:20]))
+        if not text.startswith("{"):
+            raise self.error("header does not start with '{'", got=ascii(text[:20]))
         self.at = 1
         self.space()
-        first = True
-        while not self.take("}"):
-            if not first:
-                self.need(",")
-                self.space()
-            first = False
-            key = self.string()
-            self.colon()
-            if key == "__metadata__":
+        while True:
+            tensor = match(text, self.at)
+            if tensor is not None:
+                name, dtype, dims, start, end = tensor.groups()
+                if name in entries:
+                    raise self.error("tensor name twice", got=ascii(name[:80]))
+                if len(entries) >= MAX_TENSORS:
+                    raise self.error("too many tensors", expected=f"at most {MAX_TENSORS}")
+                if ".." in name or name == "__metadata__":
+                    check_name(name, self.where)
+                if dtype is None or dims is None or start is None:
+                    raise self.malformed()
+                shape = tuple(map(int, dims.split(","))) if dims else ()
+                entries[name] = self.checked(name, dtype, shape, int(start), int(end))
+                self.at = tensor.end()
+            elif text.startswith("}", self.at):
+                break
+            elif text.startswith('"__metadata__"', self.at):
                 if metadata is not None:
                     raise self.error("__metadata__ twice")
                 metadata = self.metadata()
-            elif key in entries:
-                raise self.error("tensor name twice", got=ascii(key[:80]))
             else:
-                if len(entries) >= MAX_TENSORS:
-                    raise self.error("too many tensors", expected=f"at most {MAX_TENSORS}")
-                check_name(key, self.where)
-                entries[key] = self.entry(key)
-            self.space()
-        if self.text[self.at :].strip(" \t\n\r"):
-            raise self.error("bytes after the header's end", got=ascii(self.text[self.at : self.at + 20]))
+                raise self.malformed()
+        if text[self.at + 1 :].strip(" \t\n\r"):
+            raise self.error("bytes after the header's end", got=ascii(text[self.at + 1 : self.at + 21]))
         return entries, metadata or {}
-
-    def entry(self, name: str) -> Entry:
-        plain = _PLAIN.match(self.text, self.at)
-        if plain:
-            self.at = plain.end()
-            dtype, dims, start, end = plain.groups()
-            shape = tuple(map(int, dims.split(","))) if dims else ()
-            return self.checked(name, dtype, shape, int(start), int(end))
-        whole = _OBJECT.match(self.text, self.at)
-        if not whole:
-            raise self.error("tensor entry is not a small object", tensor=name)
-        self.at = whole.end()
-        try:
-            pairs = json.loads(whole.group(), object_pairs_hook=lambda pairs: pairs, parse_int=_short_int)
-        except (ValueError, RecursionError) as error:
-            raise self.error("tensor entry is not JSON", tensor=name, got=str(error)[:80]) from None
-        if sorted(key for key, _ in pairs) != ["data_offsets", "dtype", "shape"]:
-            raise self.error(
-                "tensor entry has the wrong keys",
-                tensor=name,
-                got=ascii([k[:20] for k, _ in pairs][:5]),
-                expected="dtype, shape, data_offsets",
-            )
-        fields = dict(pairs)
-        dtype, listed, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-        if not isinstance(dtype, str):
-            raise self.error("dtype is not a string", tensor=name, got=ascii(dtype)[:40])
-        if not isinstance(listed, list) or not all(type(n) is int and n >= 0 for n in listed):
-            raise self.error("shape is not a list of whole numbers", tensor=name, got=ascii(listed)[:80])
-        if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in offsets):
-            raise self.error("data_offsets is not a pair of whole numbers", tensor=name, got=ascii(offsets)[:80])
-        return self.checked(name, dtype, tuple(listed), *offsets)
 
     def checked(self, name: str, dtype: str, shape: tuple[int, ...], start: int, end: int) -> Entry:
         if dtype not in DTYPES:
-            raise self.error("unknown dtype", tensor=name, got=ascii(dtype[:20]), expected=", ".join(DTYPES))
-        if len(shape) > MAX_RANK:
-            raise self.error("too many dimensions", tensor=name, got=len(shape), expected=f"at most {MAX_RANK}")
+            raise self.error("unknown dtype", tensor=name, got=dtype, expected=", ".join(DTYPES))
         size = nbytes(dtype, shape)
         if end - start != size or size < 0:
             raise self.error(
@@ -228,60 +211,76 @@ class _Scanner:
                 got=f"{end - start} bytes",
                 expected=f"{size} bytes for {dtype} {list(shape)[:8]}" if size >= 0 else "whole bytes",
             )
+        if size == 0 and math.prod(n for n in shape if n) * DTYPES[dtype][0] >= MAX_COUNT:
+            raise self.error("shape is too large", tensor=name, got=list(shape)[:8], expected="below 2**63 bits")
         return Entry(dtype, shape, start, end)
 
     def metadata(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        if self.text[self.at : self.at + 4] == "null":
-            self.at += 4
-            return found
-        self.need("{")
-        self.space()
-        while not self.take("}"):
-            if found:
-                self.need(",")
-                self.space()
-            if len(found) >= MAX_METADATA:
-                raise self.error("too much metadata", expected=f"at most {MAX_METADATA} entries")
-            key = self.string()
-            self.colon()
-            if key in found:
-                raise self.error("metadata key twice", got=ascii(key[:80]))
-            found[key] = self.string()
-            self.space()
+        key = _KEY.match(self.text, self.at)
+        if key is None:
+            raise self.error("':' was expected after __metadata__")
+        self.at = key.end()
+        # The expression has seen that it is flat and all strings, so that the JSON decoder cannot be led astray.
+        whole = _METADATA.match(self.text, self.at)
+        if whole is None:
+            raise self.error("__metadata__ is not an object of strings", got=ascii(self.text[self.at : self.at + 40]))
+        pairs: list[tuple[str, str]] = _PAIRS.decode(whole.group())
+        if len(pairs) > MAX_METADATA:
+            raise self.error("too much metadata", got=len(pairs), expected=f"at most {MAX_METADATA} entries")
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise self.error("metadata key twice")
+        if "\\" in whole.group():
+            # \ud800 without its other half is no character; other readers refuse the file.
+            for pair in pairs:
+                try:
+                    "".join(pair).encode()
+                except UnicodeEncodeError:
+                    raise self.error("half of a surrogate pair in metadata", got=ascii(pair[0][:80])) from None
+        self.at = whole.end()
+        self.after()
         return found
 
-    def string(self) -> str:
-        match = _STRING.match(self.text, self.at)
-        if not match:
-            raise self.error("a string was expected", got=ascii(self.text[self.at : self.at + 20]))
-        self.at = match.end()
-        body = match.group(1)
-        if "\\" not in body:
-            return body
-        value: str = json.loads(match.group())
-        return value
-
-    def colon(self) -> None:
-        match = _COLON.match(self.text, self.at)
-        if not match:
-            raise self.error("':' was expected", got=ascii(self.text[self.at : self.at + 20]))
-        self.at = match.end()
-
     def space(self) -> None:
-        match = _SPACE.match(self.text, self.at)
-        if match:
-            self.at = match.end()
+        match = _SPACES.match(self.text, self.at)
+        self.at = match.end() if match else self.at
 
-    def take(self, char: str) -> bool:
-        if self.text[self.at : self.at + 1] != char:
-            return False
-        self.at += 1
-        return True
+    def after(self) -> None:
+        match = _AFTER.match(self.text, self.at)
+        if match is None:
+            raise self.error("',' or '}' was expected", got=ascii(self.text[self.at : self.at + 20]))
+        self.at = match.end()
 
-    def need(self, char: str) -> None:
-        if not self.take(char):
-            raise self.error(f"'{char}' was expected", got=ascii(self.text[self.at : self.at + 20]))
+    def malformed(self) -> HeaderError:
+        """What is wrong with the tensor that starts here; only ever called once for a header."""
+        key = _KEY.match(self.text, self.at)
+        if key is None:
+            return self.error("a name in quotes and ':' were expected", got=ascii(self.text[self.at : self.at + 40]))
+        name = key.group(1)
+        if "\\" in name:
+            return self.error("escape in a tensor name", got=ascii(name[:80]))
+        check_name(name, self.where)
+        self.at = key.end()
+        whole = _OBJECT.match(self.text, self.at)
+        if whole is None:
+            return self.error("tensor entry is not a small flat object", tensor=name)
+        fields = re.findall(r'"([^"]{0,20})[^"]*+"[ \t\n\r]*+:', whole.group())
+        if sorted(fields) != ["data_offsets", "dtype", "shape"]:
+            return self.error(
+                "tensor entry has the wrong keys",
+                tensor=name,
+                got=ascii(fields[:5]),
+                expected="dtype, shape, data_offsets",
+            )
+        self.at = whole.end()
+        if _AFTER.match(self.text, self.at) is None:
+            return self.error("',' or '}' was expected", got=ascii(self.text[self.at : self.at + 20]))
+        return self.error(
+            "tensor entry is malformed",
+            tensor=name,
+            got=ascii(whole.group()[:160]),
+            expected=f'{{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, at most {MAX_RANK} dimensions',
+        )
 
     def error(
         self, what: str, *, tensor: str | None = None, got: object = None, expected: object = None
@@ -290,30 +289,24 @@ class _Scanner:
         return HeaderError(what, where=place, got=got, expected=expected)
 
 
-def _short_int(digits: str) -> int:
-    if len(digits) > 19:
-        raise ValueError("a number of more than 19 digits")
-    return int(digits)
-
-
-def _check_offsets(ordered: Mapping[str, Entry], data_bytes: int, where: object) -> None:
+def _check_offsets(order: Iterable[tuple[str, Entry]], data_bytes: int, where: object) -> None:
     at = 0
-    for name, entry in ordered.items():
-        if entry.end > data_bytes:
+    for name, (_, _, start, end) in order:
+        if end > data_bytes:
             raise HeaderError(
                 "tensor lies outside the file (truncated?)",
                 where=f"{where}: {name}",
-                got=f"bytes {entry.start} to {entry.end}",
+                got=f"bytes {start} to {end}",
                 expected=f"at most {data_bytes}",
             )
-        if entry.start != at:
+        if start != at:
             raise HeaderError(
-                "tensors overlap" if entry.start < at else "a gap between tensors",
+                "tensors overlap" if start < at else "a gap between tensors",
                 where=f"{where}: {name}",
-                got=f"starts at byte {entry.start}",
+                got=f"starts at byte {start}",
                 expected=f"{at}",
             )
-        at = entry.end
+        at = end
     if at != data_bytes:
         raise HeaderError(
             "bytes that belong to no tensor", where=where, got=f"{data_bytes} bytes of data", expected=f"{at}"
@@ -347,5 +340,11 @@ def build_header(specs: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Map
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=True).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES or len(entries) > MAX_TENSORS:
-        raise HeaderError("too many tensors for one file", got=len(entries), expected=f"at most {MAX_TENSORS}")
-    return Header(entries, dict(metadata), len(text).to_bytes(8, "little") + text)
+        raise HeaderError(
+            "too much for one header",
+            got=f"{len(entries)} tensors, {len(text)} bytes",
+            expected=f"at most {MAX_TENSORS} tensors and {MAX_HEADER_BYTES} bytes",
+            hint="write shards",
+        )
+    # Read back, so that nothing is written which every reader would refuse.
+    return parse_header(len(text).to_bytes(8, "little") + text, data_bytes=at, where="header to write")

@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint, TensorSpec
+from .checkpoint import BLOCK_BYTES, Checkpoint, TensorSpec
+from .header import check_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,9 @@ class View(Checkpoint):
     def names(self) -> tuple[str, ...]:
         return tuple(self.sources)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.sources or name in self._aliases
+
     def spec(self, name: str) -> TensorSpec:
         source = self._source(name)
         return source.checkpoint.spec(source.name)
@@ -49,7 +52,7 @@ class View(Checkpoint):
         source = self._source(name)
         return source.checkpoint.read_bytes(source.name, start, stop)
 
-    def blocks(self, name: str, size: int = 8 * 1024 * 1024) -> Iterator[tuple[int, int]]:
+    def blocks(self, name: str, size: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
         source = self._source(name)
         return source.checkpoint.blocks(source.name, size)
 
@@ -94,12 +97,21 @@ def renamed(checkpoint: Checkpoint, rename: Callable[[str], str | None]) -> View
             continue
         if new in sources:
             raise CheckpointError("two tensors under one name", where=checkpoint.where, got=f"{name} -> {new}")
-        sources[new] = Source(checkpoint, name)
-    aliases = {
-        alias: target
-        for old, kept in checkpoint.aliases.items()
-        if (alias := rename(old)) is not None and (target := rename(kept)) is not None and alias not in sources
-    }
+        sources[check_name(new, checkpoint.where)] = Source(checkpoint, name)
+    aliases: dict[str, str] = {}
+    homes = {source.name: new for new, source in sources.items()}
+    for old, kept in checkpoint.aliases.items():
+        alias = rename(old)
+        if alias is None or homes.get(kept) == alias:
+            continue
+        if alias in sources or alias in aliases:
+            raise CheckpointError("two tensors under one name", where=checkpoint.where, got=f"{old} -> {alias}")
+        if kept in homes:
+            aliases[check_name(alias, checkpoint.where)] = homes[kept]
+        else:
+            # The name it was kept under is left out: the first of its other names keeps it now.
+            sources[check_name(alias, checkpoint.where)] = Source(checkpoint, old)
+            homes[kept] = alias
     return View(
         sources,
         files=checkpoint.files,
@@ -110,22 +122,41 @@ def renamed(checkpoint: Checkpoint, rename: Callable[[str], str | None]) -> View
 
 
 def overlaid(base: Checkpoint, top: Checkpoint) -> View:
-    """The base's tensors, with those that `top` has too taken from `top`."""
-    own = set(top.names())
+    """The base's tensors, with those that `top` has too taken from `top`, and those that it alone has.
+
+    Names that the base ties stay tied unless `top` has them apart.
+    """
+    own = {*top.names(), *top.aliases}
     sources = {n: Source(top if n in own else base, n) for n in base.names()}
-    sources |= {n: Source(top, n) for n in top.names() if n not in sources}
+    aliases: dict[str, str] = {}
+    for alias, kept in base.aliases.items():
+        if alias in own and (kept not in own or top.resolve(alias) != top.resolve(kept)):
+            sources[alias] = Source(top, alias)
+        else:
+            aliases[alias] = kept
+    for name in top.names():
+        if name not in sources and name not in aliases:
+            sources[name] = Source(top, name)
+    for alias, kept in top.aliases.items():
+        if alias not in sources and alias not in aliases:
+            aliases[alias] = aliases.get(kept, kept)
     return View(
         sources,
         files=base.files,
         metadata=base.metadata,
-        aliases={k: v for k, v in base.aliases.items() if k not in own},
+        aliases=aliases,
         where=base.where,
     )
 
 
 # Where layer numbers stand in names, and which key of the config counts them.
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
+PER_LAYER = ("layer_types", "attention_layers")  # lists with a value for each layer
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|encoder\.layer)\.(\d+)(?=\.)")
+# What stands behind the stack: its output feeds these. A file's order of tensors says nothing about it.
+BEHIND = re.compile(
+    r"(?:^|(?<!embeddings)\.)(?:norm|final_layer_?norm|layernorm|ln_f|pooler|lm_head|embed_out|cls|classifier|score)\."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,17 +171,22 @@ class Slice:
 def restacked(slices: Sequence[Slice]) -> View:
     """A new stack of layers from slices of one or more checkpoints, with the config's layer count rewritten.
 
-    Tensors outside the layers come from the first slice's checkpoint, except those that stand behind the stack in
-    reading order, which the last slice's checkpoint gives as well when it has them (mergekit's passthrough).
+    Tensors outside the layers come from the first slice's checkpoint, except those behind the stack (a last norm, a
+    pooler, a head), which the last slice's checkpoint gives when it has them, as in mergekit's passthrough. What the
+    config says layer by layer (`layer_types`) is taken along with the layers.
 
     Raises:
         CheckpointError: no layers are found, or a slice asks for layers that are not there.
     """
     if not slices:
         raise CheckpointError("no slices", expected="at least one")
-    first = slices[0].checkpoint
-    sources: dict[str, Source] = {n: Source(first, n) for n in first.names() if LAYER.search(n) is None}
-    at = 0
+    first, last = slices[0].checkpoint, slices[-1].checkpoint
+    sources: dict[str, Source] = {
+        n: Source(last if BEHIND.search(n) and n in last and last.spec(n) == first.spec(n) else first, n)
+        for n in first.names()
+        if LAYER.search(n) is None
+    }
+    stack: list[tuple[Checkpoint, int]] = []
     for part in slices:
         layers: dict[int, list[str]] = {}
         for name in part.checkpoint.names():
@@ -168,23 +204,30 @@ def restacked(slices: Sequence[Slice]) -> View:
             for name in layers[number]:
                 match = LAYER.search(name)
                 assert match is not None  # found above
-                new = f"{name[: match.start(1)]}{at}{name[match.end(1) :]}"
+                new = f"{name[: match.start(1)]}{len(stack)}{name[match.end(1) :]}"
                 sources[new] = Source(part.checkpoint, name)
-            at += 1
+            stack.append((part.checkpoint, number))
+    if not stack:
+        raise CheckpointError("no layers in the slices", where=first.where, expected="at least one")
     return View(
         sources,
-        files=_with_config(first, {key: at for key in LAYER_COUNTS if key in first.config}),
+        files=_with_config(first, stack),
         metadata=first.metadata,
-        aliases=first.aliases,
+        aliases={k: v for k, v in first.aliases.items() if k not in sources and v in sources and not LAYER.search(k)},
         where=" + ".join(f"{s.checkpoint.where}[{s.start}:{s.stop}]" for s in slices),
     )
 
 
-def _with_config(checkpoint: Checkpoint, changes: Mapping[str, Any]) -> Mapping[str, bytes]:
-    if not changes:
-        return checkpoint.files
-    config = {**checkpoint.config, **changes}
-    for key in ("layer_types", "attention_layers"):
-        if isinstance(config.get(key), list) and len(set(map(str, config[key]))) == 1:
-            config[key] = config[key][:1] * next(iter(changes.values()))
-    return {**checkpoint.files, "config.json": json.dumps(config, indent=2).encode() + b"\n"}
+def _with_config(first: Checkpoint, stack: Sequence[tuple[Checkpoint, int]]) -> Mapping[str, bytes]:
+    """The first checkpoint's files, with the config made to fit a stack of (checkpoint, layer number)."""
+    config = dict(first.config)
+    changed = [key for key in LAYER_COUNTS if key in config]
+    config.update(dict.fromkeys(changed, len(stack)))
+    for key in PER_LAYER:
+        values = [cp.config[key][n : n + 1] for cp, n in stack if isinstance(cp.config.get(key), list)]
+        if len(values) == len(stack) and all(values):
+            config[key] = [value for (value,) in values]
+            changed.append(key)
+    if not changed:
+        return first.files
+    return {**first.files, "config.json": json.dumps(config, indent=2).encode() + b"\n"}

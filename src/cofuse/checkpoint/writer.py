@@ -7,6 +7,7 @@ or not at all: it is built under a temporary name beside its place.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,8 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..progress import SILENT, Progress
 from .checkpoint import BLOCK_BYTES, Checkpoint, TensorSpec
-from .disk import holds_checkpoint
-from .durable import building, write_synced
+from .disk import SIDE_ENDINGS, is_weights
+from .durable import building, explained, write_synced
 from .header import Header, build_header
 from .parallel import for_each
 
@@ -90,7 +91,7 @@ def save(
     Args:
         checkpoint: what to write; a lazy one is computed block by block, by the same threads.
         folder: where; a folder that exists is replaced whole once the new one is safe on disk, and only when it is
-            empty or holds a checkpoint.
+            empty or holds a checkpoint and nothing else.
         max_shard_bytes: start a new file when one would exceed this; one file when None.
         threads: how many; the processor's number when None. The bytes do not depend on it.
         progress: told of every block written.
@@ -101,11 +102,14 @@ def save(
     """
     folder = Path(folder)
     specs = {name: checkpoint.spec(name) for name in checkpoint.names()}
-    metadata = {"format": "pt", **checkpoint.metadata, **checkpoint.aliases}
+    own = {k: v for k, v in checkpoint.metadata.items() if k not in specs}
+    metadata = {"format": "pt", **own, **checkpoint.aliases}
     layout = plan_layout(specs, metadata, max_shard_bytes)
     _refuse_to_replace(folder)
     with building(folder) as temporary:
         for name, data in checkpoint.files.items():
+            if not name or Path(name).name != name or name.startswith(".") or "\0" in name:
+                raise CheckpointError("not a name for a file", where=checkpoint.where, got=ascii(name[:80]))
             write_synced(temporary / name, data)
         if layout.index is not None:
             write_synced(temporary / "model.safetensors.index.json", layout.index)
@@ -120,7 +124,15 @@ def save(
 
             def write(job: tuple[str, int, int]) -> None:
                 name, start, stop = job
-                places.write(name, start, checkpoint.read_bytes(name, start, stop))
+                data = checkpoint.read_bytes(name, start, stop)
+                if len(data) != stop - start:
+                    raise CheckpointError(
+                        "tensor gave another number of bytes than asked for",
+                        where=f"{checkpoint.where}: {name}",
+                        got=len(data),
+                        expected=stop - start,
+                    )
+                places.write(name, start, data)
                 bar.advance(stop - start)
 
             for_each(write, jobs, threads or os.cpu_count() or 1)
@@ -135,14 +147,19 @@ def _reading_order(checkpoint: Checkpoint, layout: Layout) -> Iterator[str]:
 
 
 def _refuse_to_replace(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not holds_checkpoint(folder):
-        raise CheckpointError(
-            "the folder holds other things",
-            where=folder,
-            expected="a new or empty folder, or one that holds a checkpoint",
-        )
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError("the output is a file", where=folder, expected="a folder")
+    with explained(folder):
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError("the output is a file", where=folder, expected="a folder")
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        # Replacing removes everything in it: a training run's state or a git folder beside the weights must not go.
+        other = next((p for p in found if not p.is_file() or not (is_weights(p) or p.suffix in SIDE_ENDINGS)), None)
+        if found and (other is not None or not any(map(is_weights, found))):
+            raise CheckpointError(
+                "the folder holds other things",
+                where=folder,
+                got=(other or found[0]).name,
+                expected="a new or empty folder, or one that holds a checkpoint and nothing else",
+            )
 
 
 class _Places:
@@ -160,11 +177,8 @@ class _Places:
                 self._fds[file] = fd
                 size = header.data_start + header.data_bytes
                 # Reserving the bytes finds out about a full disk before any work is done.
-                if hasattr(os, "posix_fallocate") and size:
-                    os.posix_fallocate(fd, 0, size)
-                else:
-                    os.ftruncate(fd, size)
-                os.pwrite(fd, header.raw, 0)
+                _reserve(fd, size)
+                _write_at(fd, header.raw, 0)
         except BaseException:
             self.__exit__()
             raise
@@ -173,11 +187,7 @@ class _Places:
     def write(self, name: str, start: int, data: bytes | bytearray) -> None:
         file = self._layout.homes[name]
         header = self._layout.headers[file]
-        offset = header.data_start + header.entries[name].start + start
-        view = memoryview(data)
-        while view:
-            done = os.pwrite(self._fds[file], view, offset)
-            view, offset = view[done:], offset + done
+        _write_at(self._fds[file], data, header.data_start + header.entries[name].start + start)
 
     def sync(self) -> None:
         for fd in self._fds.values():
@@ -187,3 +197,20 @@ class _Places:
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
+
+
+def _reserve(fd: int, size: int) -> None:
+    os.ftruncate(fd, size)
+    if hasattr(os, "posix_fallocate") and size:
+        try:
+            os.posix_fallocate(fd, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot reserve
+                raise
+
+
+def _write_at(fd: int, data: bytes | bytearray, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done

@@ -292,7 +292,7 @@ class Evolution:
             )
             self._forget(w.folder)
             if self.study.baselines.intertrain:
-                self._measure(models[i], old=start)
+                self._measure(models[i], old=start, only=self.study.baselines.intertrain)
 
         self._together([lambda i=i: make(i) for i in range(len(work))])  # type: ignore[misc]
         if self.study.baselines.fuse_once:
@@ -429,20 +429,30 @@ class Evolution:
     def _fused(self, bodies: Sequence[Checkpoint], base: Checkpoint) -> Checkpoint:
         return fuse(self.study.fuse.method, bodies, base=base, **cast("dict[str, Any]", self.study.fuse.parameters))
 
-    def _measure(self, model: ModelRecord | None, *, old: ModelRecord, number: int | None = None) -> None:
-        """Hand out the measurements of a model; they are waited for at the end."""
+    def _measure(
+        self, model: ModelRecord | None, *, old: ModelRecord, number: int | None = None, only: tuple[str, ...] = ()
+    ) -> None:
+        """Hand out the measurements of a model; they are waited for at the end.
+
+        With `only`, none but these protocols on the unseen tasks: there are as many intertrained models as seen tasks,
+        and what they do on each other's tasks is not the question.
+        """
         assert model is not None
         self.journal.add(model.model_copy(update={"id": job_id("model", name=model.name, seed=model.seed)}))
-        for suite, task, name, settings in self._planned(number):
+        for suite, task, name, settings in self._planned(number, only):
             self._measurements.append(self._threads.submit(self._score, model, old, suite, task, name, settings))
 
-    def _planned(self, number: int | None) -> Iterator[tuple[SuiteName, Task, str, Protocol]]:
+    def _planned(
+        self, number: int | None, only: tuple[str, ...] = ()
+    ) -> Iterator[tuple[SuiteName, Task, str, Protocol]]:
         suites: tuple[tuple[SuiteName, tuple[Task, ...], Evaluation], ...] = (
             ("unseen", self.opened.unseen, self.study.evaluate_unseen),
             ("seen", self.opened.seen, self.study.evaluate_seen),
         )
         for suite, tasks, evaluation in suites:
             for name, settings in evaluation.chosen().items():
+                if only and (name not in only or suite == "seen"):
+                    continue
                 if number is None or settings.due(number, self.study.rounds):
                     for task in tasks:
                         yield suite, task, name, settings
@@ -530,12 +540,15 @@ class Evolution:
         if study.baselines.intertrain or study.baselines.fuse_once:
             alone = 3.0 * self._alone_settings.total_steps(study.examples or 1000) * study.finetune.batch_size
             total += alone * len(study.seen) * len(study.seeds)
-            models += (len(study.seen) if study.baselines.intertrain else 0) + int(study.baselines.fuse_once)
+            models += int(study.baselines.fuse_once)
         if study.baselines.multitask is not None:
             total += 3.0 * study.baselines.multitask * study.finetune.batch_size * len(study.seeds)
             models += 1
         measured = models * sum(_measuring_cost(p) for *_, p in self._planned(None))
         measured += sum(_measuring_cost(p) for n in range(1, study.rounds + 1) for *_, p in self._planned(n))
+        if study.baselines.intertrain:
+            each = sum(_measuring_cost(p) for *_, p in self._planned(None, study.baselines.intertrain))
+            measured += len(study.seen) * each
         return total + measured * len(study.seeds)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,7 +40,7 @@ class Baselines(Document):
     """
 
     steps: int | None = Field(None, gt=0)  # that a model trains alone; as many as a contributor takes in all rounds
-    intertrain: bool = False
+    intertrain: tuple[Literal["finetune", "probe", "fewshot", "oldhead"], ...] = ()  # protocols, on unseen tasks
     fuse_once: bool = False
     multitask: int | None = Field(None, gt=0)  # steps of multitask finetuning, all tasks together
 

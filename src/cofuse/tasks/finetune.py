@@ -38,7 +38,7 @@ class Finetuning(Document):
     warmup: float = Field(0.06, ge=0, lt=1)  # share of the steps
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     weight_decay: float = Field(0.01, ge=0)
-    dropout: float = Field(0.1, ge=0, lt=1)  # before the head
+    dropout: float | None = Field(None, ge=0, lt=1)  # in the body and before the head; as in its config when not given
     freeze: tuple[str, ...] = ()  # glob patterns of the body's parameters that stay as they are: "embeddings.*"
     max_length: int = Field(128, gt=1)  # tokens
     pooling: Pooling = "mean"
@@ -120,9 +120,9 @@ def finetune(
     Raises:
         TaskError: the model does not fit the task, patience without validation, or the loss is not finite.
     """
-    body = load_body(base)
+    body = load_body(base, dropout=settings.dropout)
     encoded = task.what.encode(train_on, base, settings.max_length)
-    head = Head(body_width(body), task.outputs, settings.dropout, seed)
+    head = Head(body_width(body), task.outputs, settings.dropout or 0.0, seed)
     if settings.head == "probe":
         from .probe import fit_head
 

@@ -16,11 +16,24 @@ from ..checkpoint.body import best_prefix, with_prefix
 from ..checkpoint.dtypes import torch_dtype
 from ..errors import TaskError
 
+# Names that configurations give their dropout rates.
+_DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "attention_dropout",
+    "hidden_dropout",
+    "dropout",
+    "dropout_rate",
+    "embd_pdrop",
+    "resid_pdrop",
+    "attn_pdrop",
+)
+
 Pooling = Literal["mean", "cls"]
 Precision = Literal["auto", "bf16", "fp32"]
 
 
-def load_body(checkpoint: Checkpoint) -> nn.Module:
+def load_body(checkpoint: Checkpoint, *, dropout: float | None = None) -> nn.Module:
     """The checkpoint as a transformers model without a head, in float32.
 
     The class follows from config.json. Names are matched up to a class prefix, as `body` does; parameters that the
@@ -29,13 +42,17 @@ def load_body(checkpoint: Checkpoint) -> nn.Module:
     One module a configuration is kept and filled anew, because building one takes far longer than filling it: a
     module that this returns is only good until the next call.
 
+    Args:
+        checkpoint: the body.
+        dropout: overrides every dropout rate of the config.
+
     Raises:
         TaskError: the config is missing or unknown to transformers, or tensors do not fit it.
     """
     raw = checkpoint.files.get("config.json")
     if raw is None:
         raise TaskError("no config.json, so no architecture", where=checkpoint.where)
-    module, fresh = _build(raw)
+    module, fresh = _build(raw, dropout)
     own = dict(module.state_dict(keep_vars=True))
     known = set(checkpoint.names()) | set(checkpoint.aliases)
     prefix = best_prefix(known, set(own))
@@ -67,9 +84,12 @@ def load_body(checkpoint: Checkpoint) -> nn.Module:
     return module
 
 
-@lru_cache(maxsize=2)
-def _build(config_json: bytes) -> tuple[nn.Module, Mapping[str, torch.Tensor]]:
-    module = new_body(json.loads(config_json), seed=0)
+@lru_cache(maxsize=3)
+def _build(config_json: bytes, dropout: float | None) -> tuple[nn.Module, Mapping[str, torch.Tensor]]:
+    config = json.loads(config_json)
+    if dropout is not None:
+        config |= {key: dropout for key in _DROPOUTS if key in config}
+    module = new_body(config, seed=0)
     return module, {name: t.detach().clone() for name, t in module.state_dict().items()}
 
 

@@ -63,11 +63,11 @@ def finetune_multitask(
     Returns:
         The body; good until the next one is loaded.
     """
-    body = load_body(base)
+    body = load_body(base, dropout=settings.dropout)
     width = body_width(body)
     encoded = [task.what.encode(examples, base, settings.max_length) for task, examples in tasks]
     models = [
-        TaskModel(body, Head(width, task.outputs, settings.dropout, seed + i), task.what, settings.pooling)
+        TaskModel(body, Head(width, task.outputs, settings.dropout or 0.0, seed + i), task.what, settings.pooling)
         for i, (task, _) in enumerate(tasks)
     ]
     steps = settings.total_steps(sum(len(e) for e in encoded))

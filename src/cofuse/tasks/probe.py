@@ -124,7 +124,8 @@ def fit_head(head: Head, body: nn.Module, task: Task, encoded: Encoded, settings
     Source: "Fine-tuning can distort pretrained features", arXiv 2202.10054 (LP-FT).
     """
     vectors = body_features(body, task, encoded, settings.pooling, settings.precision)
-    probe = Probe(task, vectors, encoded.labels, Probing())
+    # A strong penalty: a head that fits its examples to the last one leaves the body nothing to learn from.
+    probe = Probe(task, vectors, encoded.labels, Probing(standardize=True, c=0.02))
     if isinstance(probe._model, _Always):
         return
     weight, bias = probe.linear(task.outputs)

@@ -1,0 +1,74 @@
+"""Verbs of evolving models: evolve, report."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .. import address
+from ..errors import StudyError
+from ..progress import interruptible
+from .progress import shown
+from .weights import Sets, changes
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command("evolve")(evolve)
+    app.command("report")(report)
+
+
+def evolve(
+    study: Annotated[Path, typer.Argument(help="The study, a YAML file.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/NAME by default.")] = None,
+    tasks: Annotated[
+        Path | None, typer.Option("--tasks", help="Folder of tasks named by the study; COFUSE_TASKS by default.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes; what cores and memory allow by default.")
+    ] = None,
+    set_: Sets = None,
+) -> None:
+    """Evolve a base model by ColD Fusion, beside its baselines, and write a report.
+
+    Run the same command again to go on after an interruption.
+    """
+    _needs_training()
+    from ..evolve.run import Evolution
+    from ..evolve.study import read_study
+
+    wanted: dict[str, Any] = changes(set_)
+    named = tasks if tasks is not None else os.environ.get("COFUSE_TASKS")
+    if named:
+        wanted["tasks"] = str(Path(named).absolute())
+    opened = read_study(study, wanted)
+    folder = out if out is not None else Path("runs") / opened.study.name
+    base = address.open(opened.study.base) if isinstance(opened.study.base, str) else None
+    with shown() as progress, interruptible():
+        Evolution(opened, folder, base, workers=workers, progress=progress).run()
+    report(folder)
+
+
+def report(run: Annotated[Path, typer.Argument(help="The folder of a run, finished or not.")]) -> None:
+    """Write report.html, report.png and summary.json of a run, and print its tables."""
+    from ..evolve import read_records
+    from ..report import summarize, tables, write_report
+
+    records = read_records(run / "records.jsonl")
+    page = write_report(run, records)
+    tables(summarize(records), Console())
+    print(f"report: {page.resolve()}")
+
+
+def _needs_training() -> None:
+    try:
+        import sklearn  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise StudyError(
+            "the training stack is not installed", got=f"no {error.name}", hint='pip install "cofuse[train,report]"'
+        ) from None

@@ -1,0 +1,167 @@
+"""Objects in a folder, each under the id of what it is; every read is verified."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from ..checkpoint import CHUNK
+from ..errors import CorruptError, StoreError
+from .codecs import CODECS
+from .envelope import Envelope, parse
+from .places import Places
+
+ID = re.compile(r"[0-9a-f]{64}")
+_REMEMBERED = 4096  # envelopes
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An object whose envelope has been read and verified, open for its chunks."""
+
+    fd: int
+    path: Path
+    envelope: Envelope
+
+    def stored(self, k: int) -> bytes:
+        """Chunk `k` as it is kept; nothing is verified."""
+        row = self.envelope.rows[k]
+        try:
+            return os.pread(self.fd, row.stored, self.envelope.offsets[k])
+        except OSError as error:
+            raise CorruptError("cannot read a chunk", where=f"{self.path}: chunk {k}", got=error.strerror) from None
+
+    def chunk(self, k: int) -> bytes | bytearray:
+        """The bytes of chunk `k`.
+
+        Raises:
+            CorruptError: they do not give their digest.
+        """
+        row = self.envelope.rows[k]
+        try:
+            data = CODECS[row.codec].decode(self.stored(k), self.envelope.chunk_bytes(k), self.envelope.head.width)
+        except ValueError as error:
+            raise CorruptError("a chunk is damaged", where=f"{self.path}: chunk {k}", got=error) from None
+        got = blake3(data)
+        if got.digest() != row.digest:
+            raise CorruptError(
+                "a chunk is damaged", where=f"{self.path}: chunk {k}", got=got.hexdigest(), expected=row.digest.hex()
+            )
+        return data
+
+
+class Objects:
+    """The objects of a store, to read; `writing.Writing` adds to them.
+
+    Args:
+        places: the store's paths.
+    """
+
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self._envelopes: OrderedDict[str, tuple[tuple[int, int, int], Envelope]] = OrderedDict()
+        self._guard = threading.Lock()
+
+    def path(self, object_id: str) -> Path:
+        """Where an object is kept, there or not.
+
+        Raises:
+            StoreError: that is no id, so it must not become a path.
+        """
+        if not ID.fullmatch(object_id):
+            raise StoreError(
+                "not an object id", where=self.places.root, got=ascii(object_id[:80]), expected="64 hex digits"
+            )
+        return self.places.objects / object_id[:2] / object_id[2:]
+
+    def __contains__(self, object_id: str) -> bool:
+        return self.path(object_id).is_file()
+
+    def __iter__(self) -> Iterator[str]:
+        for folder in sorted(self.places.objects.iterdir()):
+            yield from self.starting_with(folder.name)
+
+    def starting_with(self, prefix: str) -> Iterator[str]:
+        """Ids with a prefix of at least two digits, in order."""
+        folder = self.places.objects / prefix[:2]
+        if folder.is_dir():
+            for path in sorted(folder.iterdir()):
+                if path.name.startswith(prefix[2:]) and ID.fullmatch(folder.name + path.name):
+                    yield folder.name + path.name
+
+    @contextlib.contextmanager
+    def opened(self, object_id: str, kind: str | None = None) -> Iterator[Opened]:
+        """Open an object and verify its envelope.
+
+        Raises:
+            CorruptError: it is missing, damaged, not of `kind`, or another object under this id.
+        """
+        path = self.path(object_id)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise CorruptError("object is missing", where=self.places.root, got=object_id) from None
+        except OSError as error:
+            raise StoreError("cannot read an object", where=path, got=error.strerror) from None
+        try:
+            envelope = self._verified(fd, object_id, path)
+            if kind is not None and envelope.head.kind != kind:
+                raise CorruptError("an object of another kind", where=path, got=envelope.head.kind, expected=kind)
+            yield Opened(fd, path, envelope)
+        finally:
+            os.close(fd)
+
+    def envelope(self, object_id: str, kind: str | None = None) -> Envelope:
+        """What an object is, without its bytes; raises as `opened` does."""
+        with self.opened(object_id, kind) as found:
+            return found.envelope
+
+    def read(self, object_id: str, start: int = 0, stop: int | None = None, *, kind: str | None = None) -> bytearray:
+        """Bytes `start` to `stop` of an object; reads, and verifies, only the chunks that hold them.
+
+        Raises:
+            CorruptError: see `opened`; also a chunk that does not give its digest.
+            StoreError: the range lies outside the object.
+        """
+        with self.opened(object_id, kind) as found:
+            size = found.envelope.head.size
+            end = size if stop is None else stop
+            if not 0 <= start <= end <= size:
+                raise StoreError(
+                    "range outside the object", where=object_id, got=f"{start} to {end}", expected=f"0 to {size}"
+                )
+            out = bytearray(end - start)
+            for k in range(start // CHUNK, -(-end // CHUNK)):
+                chunk, at = found.chunk(k), k * CHUNK
+                first, last = max(start, at), min(end, at + len(chunk))
+                out[first - start : last - start] = memoryview(chunk)[first - at : last - at]
+            return out
+
+    def stored_bytes(self, object_id: str) -> int:
+        """Bytes that an object takes on disk."""
+        return self.path(object_id).stat().st_size
+
+    def _verified(self, fd: int, object_id: str, path: Path) -> Envelope:
+        # An envelope is checked once for as long as its file stays the same; chunks are checked at every read.
+        status = os.fstat(fd)
+        stamp = (status.st_ino, status.st_size, status.st_mtime_ns)
+        with self._guard:
+            known = self._envelopes.get(object_id)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        envelope = parse(fd, str(path))
+        if envelope.id != object_id:
+            raise CorruptError("object is not what its id says", where=path, got=envelope.id, expected=object_id)
+        with self._guard:
+            self._envelopes[object_id] = stamp, envelope
+            while len(self._envelopes) > _REMEMBERED:
+                self._envelopes.popitem(last=False)
+        return envelope
