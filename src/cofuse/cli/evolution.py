@@ -38,7 +38,7 @@ def evolve(
     Run the same command again to go on after an interruption.
     """
     _needs_training()
-    from ..evolve.run import Evolution
+    from ..evolve.run import evolve as run
     from ..evolve.study import read_study
 
     wanted: dict[str, Any] = changes(set_)
@@ -49,7 +49,7 @@ def evolve(
     folder = out if out is not None else Path("runs") / opened.study.name
     base = address.open(opened.study.base) if isinstance(opened.study.base, str) else None
     with shown() as progress, interruptible():
-        Evolution(opened, folder, base, workers=workers, progress=progress).run()
+        run(opened, folder, base, workers=workers, progress=progress)
     report(folder)
 
 

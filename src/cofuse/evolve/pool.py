@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import warnings
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any
@@ -58,19 +58,15 @@ class Workers:
             initargs=(os.getpid(), threads),
         )
 
-    def submit(self, work: Work) -> Future[dict[str, Any]]:
-        """Hand out a piece of work."""
-        return self._pool.submit(_do, work)
-
-    def result(self, future: Future[dict[str, Any]]) -> dict[str, Any]:
-        """Wait for a piece of work.
+    def do(self, work: Work) -> dict[str, Any]:
+        """Have a worker do something, and wait for it.
 
         Raises:
-            StudyError: its worker died (out of memory, most often).
+            StudyError: the worker died (out of memory, most often).
         """
         try:
-            return future.result()
-        except BrokenProcessPool:
+            return self._pool.submit(_do, work).result()
+        except (BrokenProcessPool, CancelledError):
             raise StudyError(
                 "a worker process died",
                 expected="enough memory for every worker",

@@ -165,8 +165,10 @@ class Journal:
         with self._lock:
             return tuple(self._records.values())
 
-    def close(self) -> None:
-        """Close the file."""
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 

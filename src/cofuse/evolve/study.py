@@ -44,6 +44,11 @@ class Baselines(Document):
     fuse_once: bool = False
     multitask: int | None = Field(None, gt=0)  # steps of multitask finetuning, all tasks together
 
+    @property
+    def wants_alone(self) -> bool:
+        """Whether models that train alone are needed."""
+        return bool(self.intertrain) or self.fuse_once
+
 
 class Study(Document):
     """A study of ColD Fusion."""
@@ -82,11 +87,18 @@ class Study(Document):
         return self.contributors or len(self.seen)
 
     @property
-    def alone_steps(self) -> int | None:
-        """Steps that a baseline model trains alone."""
-        if self.baselines.steps is not None:
-            return self.baselines.steps
-        return None if self.finetune.steps is None else self.finetune.steps * self.rounds
+    def alone(self) -> Finetuning:
+        """How a baseline model trains alone: as a contributor does, for as many steps as one takes in all rounds."""
+        steps = self.baselines.steps
+        if steps is None and self.finetune.steps is not None:
+            steps = self.finetune.steps * self.rounds
+        return self.finetune if steps is None else self.finetune.model_copy(update={"steps": steps, "epochs": None})
+
+    @property
+    def together(self) -> Finetuning | None:
+        """How the multitask baseline trains, where it is wanted."""
+        steps = self.baselines.multitask
+        return None if steps is None else self.finetune.model_copy(update={"steps": steps, "epochs": None})
 
 
 class OpenStudy:

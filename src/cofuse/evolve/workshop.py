@@ -1,0 +1,108 @@
+"""What all parts of a run share: its folder, journal, store and workers; and the two things done with them.
+
+`trained` has a worker finetune and write weights; `kept` commits a model. Both are done once: a record says so.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ..checkpoint import Checkpoint
+from ..errors import StudyError
+from ..fuse import fuse
+from ..progress import Bar, Progress
+from ..store import Store
+from . import costs
+from .pool import Workers
+from .records import ContributionRecord, Journal, ModelRecord
+from .study import OpenStudy, Study
+from .work import Contribute, Multitask, Pretrain, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """A run while it is going on."""
+
+    opened: OpenStudy
+    folder: Path
+    journal: Journal
+    store: Store
+    workers: Workers
+    bar: Bar
+    progress: Progress
+
+    @property
+    def study(self) -> Study:
+        """The study that is run."""
+        return self.opened.study
+
+    def weights(self, *parts: str) -> Path:
+        """Where weights lie until a commit holds them."""
+        return self.folder.joinpath("contributions", *parts)
+
+    def do(self, work: Work) -> dict[str, Any]:
+        """Have a worker do something, and wait for it."""
+        return self.workers.do(work)
+
+    def trained(self, work: Contribute | Multitask | Pretrain, record_id: str, what: str) -> Path:
+        """The folder with the weights of a training run, which is done unless it is done already."""
+        if self.journal.get(record_id) is None or not work.folder.is_dir():
+            result = self.do(work)
+            place = str(work.folder.relative_to(self.folder))
+            self.journal.add(ContributionRecord(id=record_id, folder=place, task=what, **result))
+        self.bar.advance(costs.training(work.settings, self.study.examples))
+        return work.folder
+
+    def kept(
+        self,
+        record_id: str,
+        make: Callable[[], Checkpoint],
+        *,
+        name: str,
+        seed: int,
+        branch: str,
+        parents: Sequence[str] = (),
+        message: str,
+        record: dict[str, Any],
+    ) -> ModelRecord:
+        """The commit of a model, which is made unless it is there already."""
+        done: ModelRecord | None = self.journal.get(record_id)
+        if done is not None:
+            return done
+        source = make()
+        commit = self.store.commit(source, message=message, branch=branch, parents=list(parents), record=record)
+        if commit.content is None:
+            raise StudyError("the model holds no weights", where=source.where)
+        kept = ModelRecord(
+            id=record_id, name=name, seed=seed, commit=commit.id, tree=commit.tree, content=commit.content
+        )
+        self.journal.add(kept)
+        return kept
+
+    def fused(self, bodies: Sequence[Checkpoint], base: Checkpoint) -> Checkpoint:
+        """Bodies made one as the study says."""
+        parameters = cast("dict[str, Any]", self.study.fuse.parameters)
+        return fuse(self.study.fuse.method, bodies, base=base, **parameters)
+
+    def forget(self, folder: Path) -> None:
+        """Drop weights that a commit holds or has fused."""
+        if not self.study.keep_contributions:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def together(jobs: Sequence[Callable[[], None]]) -> None:
+    """Run jobs in threads, each of which waits for workers; the first failure is raised."""
+    with ThreadPoolExecutor(max(1, len(jobs))) as threads:
+        finish([threads.submit(job) for job in jobs])
+
+
+def finish(futures: Sequence[Future[None]]) -> None:
+    """Wait for all, or for the first failure, and raise that."""
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in done:
+        future.result()
