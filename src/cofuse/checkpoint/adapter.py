@@ -294,10 +294,6 @@ class Adapter(Checkpoint):
         return self.base.metadata
 
     @property
-    def aliases(self) -> Mapping[str, str]:
-        return self._aliases
-
-    @property
     def where(self) -> str:
         return f"{self.folder} on {self.base.where}"
 

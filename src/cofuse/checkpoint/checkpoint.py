@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import CheckpointError
@@ -93,25 +94,31 @@ class Checkpoint(ABC):
             CheckpointError: there is no such tensor, the range lies outside it, or its bytes cannot be had.
         """
 
+    # What most checkpoints know when they are made; one that computes these overrides the properties instead.
+    _files: Mapping[str, bytes] = MappingProxyType({})
+    _metadata: Mapping[str, str] = MappingProxyType({})
+    _aliases: Mapping[str, str] = MappingProxyType({})
+    _where: str = ""
+
     @property
     def files(self) -> Mapping[str, bytes]:
         """Small files by name: config, tokenizer."""
-        return {}
+        return self._files
 
     @property
     def metadata(self) -> Mapping[str, str]:
         """Strings of the safetensors header, `{}` where there are none."""
-        return {}
+        return self._metadata
 
     @property
     def aliases(self) -> Mapping[str, str]:
         """Tied names: each alias with the name under which its tensor is kept."""
-        return {}
+        return self._aliases
 
     @property
     def where(self) -> str:
         """What errors call this checkpoint."""
-        return type(self).__name__
+        return self._where or type(self).__name__
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -128,7 +135,11 @@ class Checkpoint(ABC):
         return parsed
 
     def __contains__(self, name: object) -> bool:
-        return name in self.aliases or name in self.names()
+        return name in self._known or name in self.aliases
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names())
 
     def resolve(self, name: str) -> str:
         """The name under which a tensor is kept: itself, or what it is tied to."""
@@ -290,9 +301,6 @@ class Memory(Checkpoint):
     def names(self) -> tuple[str, ...]:
         return tuple(self._tensors)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors or name in self._aliases
-
     def spec(self, name: str) -> TensorSpec:
         spec = self._specs.get(self.resolve(name))
         if spec is None:
@@ -302,19 +310,3 @@ class Memory(Checkpoint):
     def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytearray:
         start, stop = self.check_range(name, start, stop)
         return bytearray(tensor_bytes(self._tensors[self.resolve(name)].cpu())[start:stop])
-
-    @property
-    def files(self) -> Mapping[str, bytes]:
-        return self._files
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return self._metadata
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        return self._aliases
-
-    @property
-    def where(self) -> str:
-        return self._where

@@ -31,6 +31,7 @@ class SafetensorsFile(Checkpoint):
 
     def __init__(self, path: Path, *, files: Mapping[str, bytes] | None = None) -> None:
         self.path = path
+        self._where = str(path)
         self._files = files or {}
         try:
             # Opening a pipe would wait for somebody to write into it, for ever.
@@ -50,9 +51,6 @@ class SafetensorsFile(Checkpoint):
     def names(self) -> tuple[str, ...]:
         return tuple(self.header.entries)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.header.entries or name in self._aliases
-
     def spec(self, name: str) -> TensorSpec:
         entry = self.header.entries.get(self.resolve(name))
         if entry is None:
@@ -63,22 +61,6 @@ class SafetensorsFile(Checkpoint):
         start, stop = self.check_range(name, start, stop)
         entry = self.header.entries[self.resolve(name)]
         return read_range(self._fd, self.header.data_start + entry.start + start, stop - start, self.where, name)
-
-    @property
-    def files(self) -> Mapping[str, bytes]:
-        return self._files
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return self._metadata
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        return self._aliases
-
-    @property
-    def where(self) -> str:
-        return str(self.path)
 
     def close(self) -> None:
         """Give the file descriptor back."""
@@ -96,7 +78,7 @@ class Shards(Checkpoint):
 
     def __init__(self, shards: Mapping[str, SafetensorsFile], where: Path, files: Mapping[str, bytes]) -> None:
         self.shards = dict(sorted(shards.items()))
-        self._where = where
+        self._where = str(where)
         self._files = files
         self._home: dict[str, SafetensorsFile] = {}
         self._aliases: dict[str, str] = {}
@@ -116,9 +98,6 @@ class Shards(Checkpoint):
     def names(self) -> tuple[str, ...]:
         return tuple(self._home)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._home or name in self._aliases
-
     def spec(self, name: str) -> TensorSpec:
         return self._shard(name).spec(name)
 
@@ -132,23 +111,11 @@ class Shards(Checkpoint):
         return shard
 
     @property
-    def files(self) -> Mapping[str, bytes]:
-        return self._files
-
-    @property
     def metadata(self) -> Mapping[str, str]:
         merged: dict[str, str] = {}
         for shard in self.shards.values():
             merged.update(shard.metadata)
         return merged
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        return self._aliases
-
-    @property
-    def where(self) -> str:
-        return str(self._where)
 
 
 def read_range(fd: int, offset: int, length: int, where: str, name: str) -> bytearray:

@@ -41,9 +41,6 @@ class View(Checkpoint):
     def names(self) -> tuple[str, ...]:
         return tuple(self.sources)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.sources or name in self._aliases
-
     def spec(self, name: str) -> TensorSpec:
         source = self._source(name)
         return source.checkpoint.spec(source.name)
@@ -61,22 +58,6 @@ class View(Checkpoint):
         if source is None:
             raise self.missing(name)
         return source
-
-    @property
-    def files(self) -> Mapping[str, bytes]:
-        return self._files
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return self._metadata
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        return self._aliases
-
-    @property
-    def where(self) -> str:
-        return self._where
 
 
 def renamed(checkpoint: Checkpoint, rename: Callable[[str], str | None]) -> View:

@@ -47,12 +47,7 @@ class Contribute:
         validation = self.task.examples("validation") if self.settings.patience is not None else None
         tuned = finetune(base, self.task, mine, self.settings, seed=self.seed, validation=validation)
         body_checkpoint(tuned.model.body, base).save(self.folder, threads=1)
-        return {
-            "steps": tuned.steps,
-            "examples": len(mine),
-            "validation": tuned.validation,
-            "seconds": round(time.monotonic() - began, 3),
-        }
+        return _training(began, tuned.steps, len(mine), tuned.validation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +74,7 @@ class Multitask:
         trained = finetune_multitask(base, parts, self.settings, seed=self.seed)
         body_checkpoint(trained, base).save(self.folder, threads=1)
         total = sum(len(e) for _, e in parts)
-        return {
-            "steps": self.settings.total_steps(total),
-            "examples": total,
-            "validation": None,
-            "seconds": round(time.monotonic() - began, 3),
-        }
+        return _training(began, self.settings.total_steps(total), total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +88,7 @@ class Pretrain:
         """Steps taken, seconds."""
         began = time.monotonic()
         pretrain(self.settings).save(self.folder, threads=1)
-        return {
-            "steps": self.settings.steps,
-            "examples": self.settings.steps * self.settings.batch_size,
-            "validation": None,
-            "seconds": round(time.monotonic() - began, 3),
-        }
+        return _training(began, self.settings.steps, self.settings.steps * self.settings.batch_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +114,12 @@ class Evaluate:
             "tested": measured.tested,
             "seconds": round(time.monotonic() - began, 3),
         }
+
+
+def _training(began: float, steps: int, examples: int, validation: float | None = None) -> dict[str, Any]:
+    """What a training run tells its record."""
+    seconds = round(time.monotonic() - began, 3)
+    return {"steps": steps, "examples": examples, "validation": validation, "seconds": seconds}
 
 
 Work = Contribute | Multitask | Pretrain | Evaluate

@@ -68,9 +68,6 @@ class StoreCheckpoint(Checkpoint):
     def names(self) -> tuple[str, ...]:
         return tuple(self._entries)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries or name in self._aliases
-
     def spec(self, name: str) -> TensorSpec:
         entry = self._entries.get(self.resolve(name))
         if entry is None:
@@ -82,22 +79,6 @@ class StoreCheckpoint(Checkpoint):
         tensor = self._ids[self.resolve(name)]
         load_checked_spec(self._objects, tensor, self.spec(name), f"{self._where}: {name}")
         return self._objects.read(tensor, start, stop, kind="tensor")
-
-    @property
-    def files(self) -> Mapping[str, bytes]:
-        return self._files
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return self._metadata
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        return self._aliases
-
-    @property
-    def where(self) -> str:
-        return self._where
 
 
 class _Files(Mapping[str, bytes]):

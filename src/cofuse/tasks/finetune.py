@@ -23,7 +23,7 @@ from ..document import Document
 from ..errors import TaskError
 from .examples import Examples
 from .kinds import Encoded, Kind
-from .model import Head, Pooling, Precision, autocast, body_width, load_body, pooled, uses_bf16
+from .model import Head, Pooling, Precision, body_width, forward_all, load_body, pooled, uses_bf16
 from .task import Task
 
 
@@ -95,7 +95,11 @@ class Tuned:
     def predict(self, examples: Examples) -> npt.NDArray[Any]:
         """Predictions [n] for examples."""
         encoded = self.task.what.encode(examples, self.like, self.settings.max_length)
-        return self.task.what.predict(logits_of(self.model, encoded, self.settings.precision))
+        self.model.eval()
+        logits = forward_all(
+            lambda batch: self.model(**batch)["logits"], self.task.what, encoded, self.settings.precision
+        )
+        return self.task.what.predict(logits)
 
 
 def finetune(
@@ -287,27 +291,6 @@ class Collator:
         batch = self.kind.collate([item["row"] for item in items])
         batch["labels"] = torch.from_numpy(np.asarray([item["label"] for item in items]))
         return batch
-
-
-@torch.inference_mode()
-def logits_of(
-    model: TaskModel, encoded: Encoded, precision: Precision, batch_size: int = 64
-) -> npt.NDArray[np.float32]:
-    """Logits [n, outputs] in the order of the examples; batches hold examples of like length."""
-    model.eval()
-    order = np.argsort(-encoded.lengths, kind="stable")
-    out: npt.NDArray[np.float32] | None = None
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = model.kind.collate([encoded.rows[i] for i in rows])
-        with autocast(precision):
-            logits = model(**batch)["logits"].float().numpy()
-        if out is None:
-            out = np.empty((len(order), logits.shape[1]), dtype=np.float32)
-        out[rows] = logits
-    if out is None:
-        raise TaskError("no examples to predict")
-    return out
 
 
 @cache

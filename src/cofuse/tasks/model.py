@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Literal, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -15,6 +17,7 @@ from ..checkpoint import Checkpoint, Memory
 from ..checkpoint.body import best_prefix, with_prefix
 from ..checkpoint.dtypes import torch_dtype
 from ..errors import TaskError
+from .kinds import Encoded, Kind
 
 # Names that configurations give their dropout rates.
 _DROPOUTS = (
@@ -159,6 +162,34 @@ def pooled(body: nn.Module, batch: Mapping[str, torch.Tensor], pooling: Pooling)
         return hidden[:, first:].mean(1)
     weights = mask.to(hidden.dtype).unsqueeze(-1)  # [batch, time, 1]
     return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+
+@torch.inference_mode()
+def forward_all(
+    function: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    kind: Kind,
+    encoded: Encoded,
+    precision: Precision,
+    batch_size: int = 64,
+) -> npt.NDArray[np.float32]:
+    """A function of batches, over all examples [n, outputs], in their order; batches hold examples of like length.
+
+    Raises:
+        TaskError: there are no examples.
+    """
+    order = np.argsort(-encoded.lengths, kind="stable")
+    out: npt.NDArray[np.float32] | None = None
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = kind.collate([encoded.rows[i] for i in rows])
+        with autocast(precision):
+            values = function(batch).float().numpy()
+        if out is None:
+            out = np.empty((len(order), values.shape[1]), dtype=np.float32)
+        out[rows] = values
+    if out is None:
+        raise TaskError("no examples to predict")
+    return out
 
 
 def body_width(body: nn.Module) -> int:

@@ -16,7 +16,7 @@ from ..document import Document
 from .examples import Examples
 from .finetune import Finetuning, settle_process
 from .kinds import Encoded
-from .model import Head, Pooling, Precision, autocast, load_body, pooled
+from .model import Head, Pooling, Precision, forward_all, load_body, pooled
 from .task import Task
 
 
@@ -45,23 +45,12 @@ def features(
     return body_features(body, task, encoded, settings.pooling, settings.precision, batch_size)
 
 
-@torch.inference_mode()
 def body_features(
     body: nn.Module, task: Task, encoded: Encoded, pooling: Pooling, precision: Precision, batch_size: int = 64
 ) -> npt.NDArray[np.float32]:
     """The same for a body that is loaded and examples that are encoded."""
     body.eval()
-    order = np.argsort(-encoded.lengths, kind="stable")
-    out: npt.NDArray[np.float32] | None = None
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = task.what.collate([encoded.rows[i] for i in rows])
-        with autocast(precision):
-            vectors = pooled(body, batch, pooling).float().numpy()
-        if out is None:
-            out = np.empty((len(order), vectors.shape[1]), dtype=np.float32)
-        out[rows] = vectors
-    return np.empty((0, 0), dtype=np.float32) if out is None else out
+    return forward_all(lambda batch: pooled(body, batch, pooling), task.what, encoded, precision, batch_size)
 
 
 class Probe:
