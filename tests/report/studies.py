@@ -142,7 +142,9 @@ def _round(seed: int, number: int, seen: Sequence[str], refuse: bool) -> RoundRe
         tree=_digest("tree", name, seed),
         content=content(name, seed),
         accepted=tuple(
-            Accepted(who=p, content=_digest(p, seed, number), norm=random.uniform(0.01, 0.03), cosine=random.uniform(0, 0.4))
+            Accepted(
+                who=p, content=_digest(p, seed, number), norm=random.uniform(0.01, 0.03), cosine=random.uniform(0, 0.4)
+            )
             for p in people
         ),
         refused=(Refused(who="offer broken", reason="a value is not finite, in w.weight, got nan at element 7"),)

@@ -37,20 +37,21 @@ def evolve(
 
     Run the same command again to go on after an interruption.
     """
-    _needs_training()
-    from ..evolve.run import evolve as run
-    from ..evolve.study import read_study
+    with interruptible():
+        _needs_training()
+        from ..evolve.run import evolve as run
+        from ..evolve.study import read_study
 
-    wanted: dict[str, Any] = changes(set_)
-    named = tasks if tasks is not None else os.environ.get("COFUSE_TASKS")
-    if named:
-        wanted["tasks"] = str(Path(named).absolute())
-    opened = read_study(study, wanted)
-    folder = out if out is not None else Path("runs") / opened.study.name
-    base = address.open(opened.study.base) if isinstance(opened.study.base, str) else None
-    with shown() as progress, interruptible():
-        run(opened, folder, base, workers=workers, progress=progress)
-    report(folder)
+        wanted: dict[str, Any] = changes(set_)
+        named = tasks if tasks is not None else os.environ.get("COFUSE_TASKS")
+        if named:
+            wanted["tasks"] = str(Path(named).absolute())
+        opened = read_study(study, wanted)
+        folder = out if out is not None else Path("runs") / opened.study.name
+        base = address.open(opened.study.base, cwd=opened.folder) if isinstance(opened.study.base, str) else None
+        with shown() as progress:
+            run(opened, folder, base, workers=workers, progress=progress)
+        report(folder)
 
 
 def report(run: Annotated[Path, typer.Argument(help="The folder of a run, finished or not.")]) -> None:
@@ -58,9 +59,9 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a run, finish
     from ..evolve import read_records
     from ..report import summarize, tables, write_report
 
-    records = read_records(run / "records.jsonl")
-    page = write_report(run, records)
-    tables(summarize(records), Console())
+    summary = summarize(records := read_records(run / "records.jsonl"))
+    page = write_report(run, records, summary=summary)
+    tables(summary, Console())
     print(f"report: {page.resolve()}")
 
 

@@ -127,4 +127,13 @@ def fsck() -> None:
     """Check everything that a branch or a tag can reach."""
     with shown() as progress:
         health = here().fsck(progress=progress)
-    print(health)
+    for damage in health.damaged:
+        print(f"{damage.id}: {damage.problem}")
+    print(f"{health.commits} commits, {health.objects} objects, {health.bytes:,} bytes checked")
+    if not health.ok:
+        raise StoreError(
+            "the store is damaged",
+            where=here().path,
+            got=f"{len(health.damaged)} damaged",
+            hint="what is not listed above is whole; commit the damaged versions again from their source",
+        )

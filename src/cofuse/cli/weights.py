@@ -12,6 +12,7 @@ import yaml
 from .. import address
 from ..checkpoint import body as body_of
 from ..checkpoint import content_id
+from ..document import read_value
 from ..errors import DocumentError
 from .progress import shown
 
@@ -39,8 +40,8 @@ def changes(given: list[str] | None) -> dict[str, Any]:
         if not equals or not key:
             raise DocumentError("not a setting", where=f"--set {item}", expected="KEY=VALUE")
         try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            found[key] = read_value(value)
+        except (yaml.YAMLError, ValueError):  # ValueError: a date of month 13
             raise DocumentError("not a YAML value", where=f"--set {item}", got=value) from None
     return found
 

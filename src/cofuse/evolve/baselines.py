@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..checkpoint import Checkpoint
 from ..tasks.finetune import Finetuning
+from . import costs
 from .measuring import Measuring
 from .records import ModelRecord, job_id
 from .rounds import contribution, contribution_id
@@ -65,6 +66,7 @@ def _intertrained(shop: Workshop, start: ModelRecord, seed: int, i: int) -> Mode
         parents=[start.commit],
         message=f"intertrained on {task.name}",
         record={"task": task.name, "seed": seed},
+        cost=costs.training(work.settings, shop.study.examples),
     )
     shop.forget(place)
     return model
@@ -104,6 +106,7 @@ def multitask(shop: Workshop, measuring: Measuring, start: ModelRecord, seed: in
         parents=[start.commit],
         message="finetuned on all tasks at once",
         record={"tasks": [t.name for t in tasks], "seed": seed},
+        cost=costs.training(work.settings, shop.study.examples),
     )
     shop.forget(place)
     measuring.measure(model, old=start)

@@ -12,13 +12,21 @@ import warnings
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import StudyError
-from .work import Work
+
+if TYPE_CHECKING:
+    # A worker watches its parent from the moment this file is imported, and `work` brings torch, which takes seconds.
+    from concurrent.futures import Future
+
+    from .work import Work
 
 # What a worker takes beside the model it trains: Python, torch and transformers.
 WORKER_BYTES = 1_000_000_000
+
+# Ctrl-C and `timeout` reach the whole group; the parent alone decides what happens then.
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def default_workers(threads: int, model_bytes: int) -> int:
@@ -51,6 +59,8 @@ class Workers:
 
     def __init__(self, count: int, threads: int) -> None:
         self.count = count
+        self._lock = threading.Lock()
+        self._killed = False
         self._pool = ProcessPoolExecutor(
             count,
             mp_context=multiprocessing.get_context("spawn"),
@@ -65,13 +75,25 @@ class Workers:
             StudyError: the worker died (out of memory, most often).
         """
         try:
-            return self._pool.submit(_do, work).result()
+            return self._submit(work).result()
         except (BrokenProcessPool, CancelledError):
             raise StudyError(
                 "a worker process died",
                 expected="enough memory for every worker",
                 hint="run the same command again, with fewer workers (--workers 1)",
             ) from None
+
+    def _submit(self, work: Work) -> Future[dict[str, Any]]:
+        with self._lock:
+            if self._killed:  # a pool that has no processes yet would start them
+                raise BrokenProcessPool
+            # The first piece of work starts the processes. They inherit the mask, so that a Ctrl-C while they still
+            # import does not make each of them print a traceback.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+            try:
+                return self._pool.submit(_do, work)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __enter__(self) -> Workers:
         return self
@@ -85,16 +107,21 @@ class Workers:
 
     def kill(self) -> None:
         """End the workers at once; finished work is recorded already, the rest is done again."""
-        for process in list((self._pool._processes or {}).values()):
-            with contextlib.suppress(OSError, ValueError):
-                process.kill()
+        with self._lock:
+            self._killed = True
+            for process in list((self._pool._processes or {}).values()):
+                with contextlib.suppress(OSError, ValueError):
+                    process.kill()
 
 
 def _begin(parent: int, threads: int) -> None:
-    # Ctrl-C reaches the whole group; the parent alone decides what happens then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for stop in _STOPS:
+        signal.signal(stop, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     warnings.filterwarnings("ignore")
+    # Read when numpy is loaded, through which scikit-learn computes: else each worker takes every core.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)  # noqa: TID251 - written, for libraries that read nothing else
     import torch
 
     torch.set_num_threads(threads)

@@ -6,16 +6,19 @@ run that is started again knows what it need not do; work whose inputs changed h
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from ..checkpoint import sync_folder
 from ..errors import StudyError
 
 
@@ -120,21 +123,21 @@ class Journal:
     """`records.jsonl`: appended and fsynced; a last line that a kill cut short is dropped when it is opened.
 
     Raises:
-        StudyError: a line that is not the last one is damaged.
+        StudyError: a line that is not the last one is damaged, or the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._records: dict[str, Any] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = 0
+        self._size = 0  # of the whole lines
         for record, end in read_lines(path):
             self._records[record.id] = record
-            whole = end
-        if path.exists() and path.stat().st_size > whole:
-            os.truncate(path, whole)
-        self._file = path.open("ab")
+            self._size = end
+        with writable(path):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            os.ftruncate(self._fd, self._size)
+            sync_folder(path.parent)
 
     def get(self, record_id: str) -> Any | None:
         """The record of finished work, or None."""
@@ -147,17 +150,16 @@ class Journal:
         with self._lock:
             if record.id in self._records:
                 return
-            try:
-                self._file.write(line)
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            except OSError as error:
-                raise StudyError(
-                    "cannot write a record",
-                    where=self.path,
-                    got=error.strerror,
-                    hint="free some space and run the same command again",
-                ) from None
+            with writable(self.path):
+                try:
+                    done = 0
+                    while done < len(line):
+                        done += os.pwrite(self._fd, line[done:], self._size + done)
+                    os.fsync(self._fd)
+                except OSError:
+                    os.ftruncate(self._fd, self._size)  # no half line before the next record
+                    raise
+            self._size += len(line)
             self._records[record.id] = record
 
     def all(self) -> tuple[Any, ...]:
@@ -169,7 +171,23 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        os.close(self._fd)
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Raise operating-system errors of the block as StudyError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise StudyError(
+            "cannot write the run's records",
+            where=path,
+            got=error.strerror or str(error),
+            expected="room and permission",
+            hint="free some space and run the same command again" if full else None,
+        ) from None
 
 
 def read_records(path: Path) -> tuple[Any, ...]:

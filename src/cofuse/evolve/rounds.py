@@ -48,8 +48,7 @@ def one_round(shop: Workshop, base: ModelRecord, seed: int, number: int) -> Mode
         done = _fuse(shop, record_id, base, seed, number, offers)
     else:
         shop.bar.advance(len(work) * costs.training(study.finetune, study.examples))
-    for w in work.values():
-        shop.forget(w.folder)
+    shop.forget(shop.weights(f"seed-{seed}", f"round-{number}"))
     return ModelRecord(
         id=job_id("model", round=record_id),
         name=f"round {number}",

@@ -23,7 +23,7 @@ from . import costs
 from .baselines import alone, multitask
 from .measuring import Measuring
 from .pool import Workers, default_workers
-from .records import BegunRecord, Journal, ModelRecord, job_id
+from .records import BegunRecord, Journal, ModelRecord, job_id, writable
 from .rounds import rounds
 from .study import OpenStudy
 from .work import Pretrain
@@ -55,7 +55,8 @@ def evolve(
         CofuseError: the base, the tasks or the disk cannot be used.
     """
     study = opened.study
-    folder.mkdir(parents=True, exist_ok=True)
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with _owned(folder), Journal(folder / "records.jsonl") as journal:
         _begin(opened, folder, base, journal)
         size = 0 if base is None else sum(base.spec(n).nbytes for n in base.names())
@@ -65,6 +66,7 @@ def evolve(
             store = Store.init(folder / ".cofuse")
             shop = Workshop(opened, folder, journal, store, pool, bar, progress)
             _run(shop, _start(shop, base))
+            shop.forget(shop.weights())
 
 
 def _run(shop: Workshop, start: ModelRecord) -> None:
@@ -110,6 +112,7 @@ def _start(shop: Workshop, base: Checkpoint | None) -> ModelRecord:
         branch="base",
         message="pretrained here",
         record={"pretraining": said},
+        cost=costs.training(settings, None),
     )
     shop.forget(work.folder)
     return kept
@@ -153,7 +156,9 @@ def _owned(folder: Path) -> Iterator[None]:
     """
     import fcntl
 
-    with open(folder / ".lock", "w", encoding="ascii") as file:
+    with writable(folder):
+        file = open(folder / ".lock", "w", encoding="ascii")  # noqa: SIM115 - closed below
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint import Checkpoint, SafetensorsFile, Shards, body, content_id, open_local
+from ..checkpoint import Checkpoint, body, content_id, open_local
+from ..checkpoint.disk import PICKLE_ENDINGS
 from ..errors import CheckpointError, CofuseError
 from ..fuse.plan import FLOATS
 from .records import Accepted, Refused
@@ -41,7 +42,7 @@ def screen(offers: Sequence[Offer], base: Checkpoint) -> Screened:
     that is not finite; the same weights a second time. The rest is measured: the norm of the change relative to the
     base, and its cosine with the mean change of the others.
 
-    Memory: one block of 1 MiB for each offer.
+    Memory: one block of about 1 MiB for each offer.
     """
     bodies: list[Checkpoint] = []
     names: list[str] = []
@@ -54,7 +55,8 @@ def screen(offers: Sequence[Offer], base: Checkpoint) -> Screened:
             if content in contents:
                 raise CheckpointError("the same weights were offered twice", where=offer.folder)
         except CofuseError as error:
-            refused.append(Refused(who=offer.who, reason=error.line))
+            # Where a run's folder lies is nobody's business and would make its records differ from another's.
+            refused.append(Refused(who=offer.who, reason=error.line.replace(str(offer.folder), offer.folder.name)))
             continue
         bodies.append(mine)
         names.append(offer.who)
@@ -73,10 +75,9 @@ def open_contribution(folder: Path, base: Checkpoint) -> Checkpoint:
     Raises:
         CheckpointError: it is refused; says why.
     """
-    tuned = open_local(folder)
-    if not isinstance(tuned, SafetensorsFile | Shards):
+    if _is_pickled(folder):  # not even loaded
         raise CheckpointError("pickled contributions are refused", where=folder, expected="safetensors")
-    mine = body(tuned, like=base)
+    mine = body(open_local(folder), like=base)
     missing = [n for n in mine.choices.kept if base.spec(n).dtype in FLOATS and not _OPTIONAL.search(n)]
     if missing:
         raise CheckpointError(
@@ -87,6 +88,12 @@ def open_contribution(folder: Path, base: Checkpoint) -> Checkpoint:
         )
     check_finite(mine)
     return mine
+
+
+def _is_pickled(path: Path) -> bool:
+    if not path.is_dir():
+        return path.suffix in PICKLE_ENDINGS
+    return not any(path.glob("*.safetensors")) and any(p.suffix in PICKLE_ENDINGS for p in path.iterdir())
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
@@ -130,13 +137,14 @@ def _geometry(bodies: Sequence[Checkpoint], base: Checkpoint) -> tuple[list[floa
         if spec.dtype not in FLOATS:
             continue
         width = spec.nbytes // max(1, spec.numel)
-        for start, stop in base.blocks(name, 1 << 20):
+        for start, stop in base.blocks(name, 1 << 19):
             span = (start // width, stop // width)
-            there = base.read_flat(name, *span).float()
-            norm += float(there.double().square().sum())
-            changes = torch.stack([b.read_flat(name, *span).float() - there for b in bodies]) if bodies else None
-            if changes is not None:
-                gram += (changes @ changes.T).double()
+            # In float64: the square of a large float32 that is finite would not be.
+            there = base.read_flat(name, *span).double()
+            norm += float(there.square().sum())
+            if bodies:
+                changes = torch.stack([b.read_flat(name, *span).double() - there for b in bodies])  # [offer, element]
+                gram += changes @ changes.T
     norms = [math.sqrt(max(0.0, float(gram[i, i]))) / math.sqrt(norm) if norm else 0.0 for i in range(count)]
     cosines = []
     for i in range(count):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..document import Document, nearest, read_document
+from ..document import Document, PlacedError, nearest, read_document
 from ..errors import StudyError
 from ..fuse import METHODS
 from ..fuse.recipe import Value, check_parameter
@@ -28,7 +28,12 @@ class Fusing(Document):
         if self.method not in METHODS:
             raise ValueError(f"a merge method; {nearest(self.method, METHODS)}")
         for name, value in self.parameters.items():
-            check_parameter(name, value, METHODS[self.method].parameters, per_model=False)
+            known = METHODS[self.method].parameters
+            try:
+                check_parameter(name, value, known, per_model=False)
+            except ValueError as error:
+                unknown = tuple(known) if name not in known else None
+                raise PlacedError(("parameters", name), str(error), value, known=unknown) from None
         return self
 
 
@@ -76,9 +81,16 @@ class Study(Document):
     @model_validator(mode="after")
     def _consistent(self) -> Study:
         if len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError('"seeds": different whole numbers from 0')
+            raise PlacedError(("seeds",), "different whole numbers from 0", list(self.seeds))
         if self.per_round is not None and self.per_round > self.people:
-            raise ValueError(f'"per_round": at most the number of contributors, {self.people}')
+            raise PlacedError(("per_round",), f"at most the number of contributors, {self.people}", self.per_round)
+        for number in self.offers:
+            if not 1 <= number <= self.rounds:
+                raise PlacedError(("offers", number), f"a round, 1 to {self.rounds}", number)
+        measured = self.evaluate_unseen.chosen()
+        for name in self.baselines.intertrain:
+            if name not in measured:
+                raise PlacedError(("baselines", "intertrain"), 'protocols that "evaluate_unseen" has', name)
         return self
 
     @property
@@ -112,7 +124,7 @@ class OpenStudy:
     def __init__(self, study: Study, folder: Path) -> None:
         self.study = study
         self.folder = folder
-        folders = tuple(p for p in (study.tasks, folder) if p is not None)
+        folders = (*([folder / study.tasks] if study.tasks is not None else []), folder)
         self.seen = open_suite(study.seen, folders=folders)
         self.unseen = open_suite(study.unseen, folders=folders)
         both = {t.name for t in self.seen} & {t.name for t in self.unseen}

@@ -69,10 +69,12 @@ class Workshop:
         parents: Sequence[str] = (),
         message: str,
         record: dict[str, Any],
+        cost: float = 0.0,
     ) -> ModelRecord:
-        """The commit of a model, which is made unless it is there already."""
+        """The commit of a model, which is made unless it is there already; `cost` is what making it tells the bar."""
         done: ModelRecord | None = self.journal.get(record_id)
         if done is not None:
+            self.bar.advance(cost)
             return done
         source = make()
         commit = self.store.commit(source, message=message, branch=branch, parents=list(parents), record=record)

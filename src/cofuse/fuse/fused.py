@@ -11,6 +11,10 @@ from .methods import METHODS, Method
 from .plan import Plan, make_plan
 from .recipe import Recipe, Value, simple_recipe
 
+# Several buffers of this many bytes are alive in each thread. They should fit the processor's cache, and be small enough
+# for malloc to hand the same memory out again instead of asking the system for new pages each time.
+BLOCK = 1024 * 1024
+
 
 class Fused(Checkpoint):
     """Several checkpoints made one by a plan; each block is computed when it is read."""
@@ -23,6 +27,7 @@ class Fused(Checkpoint):
         self.base = base
         self._leader = base if base is not None else models[0]
         self._executor = executor or CpuExecutor()
+        self._aliases = {a: kept for a, kept in self._leader.aliases.items() if a not in plan.tensors}
 
     def names(self) -> tuple[str, ...]:
         return tuple(self.plan.tensors)
@@ -38,7 +43,7 @@ class Fused(Checkpoint):
         if method is not None and method.unit != "block":
             yield 0, self.spec(name).nbytes
         else:
-            yield from super().blocks(name, size)
+            yield from super().blocks(name, min(size, BLOCK))
 
     def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytes | bytearray:
         name = self.resolve(name)
@@ -67,10 +72,6 @@ class Fused(Checkpoint):
     @property
     def metadata(self) -> Mapping[str, str]:
         return {k: v for k, v in self._leader.metadata.items() if k not in self.aliases}
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        return self._leader.aliases
 
     @property
     def where(self) -> str:

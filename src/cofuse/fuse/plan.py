@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checkpoint import Checkpoint, TensorSpec
+from ..checkpoint.dtypes import FLOATING
 from ..errors import FuseError
 from .methods import METHODS
 from .recipe import DTYPE_WORDS, Recipe, Value
 
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
+# Floats whose values mean something only with a scale that stands elsewhere, or that torch cannot compute with.
+REFUSED = frozenset({*FLOATING, "C64"} - FLOATS)
+# Weights whose sum is smaller than this share of the largest one cancel; dividing by it would make noise a model.
+CANCELLED = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +60,32 @@ def make_plan(recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | N
     for name, parameter in method.parameters.items():
         common = recipe.parameters.get(name, parameter.default)
         if parameter.per_model:
-            parameters[name] = tuple(float(m.parameters.get(name, common)) for m in recipe.models)
+            # A base listed among the models has no task vector: as in mergekit, it counts for nothing.
+            own = [m.model != recipe.base_model or not method.needs_base for m in recipe.models]
+            values = [float(m.parameters.get(name, common)) for m in recipe.models]
+            parameters[name] = tuple(v if counts else 0.0 for v, counts in zip(values, own, strict=True))
         else:
             parameters[name] = common
-    if parameters.get("normalize") and not sum(_floats(parameters.get("weight", (1.0,)))):
+    weights = _floats(parameters.get("weight", (1.0,)))
+    if parameters.get("normalize") and abs(math.fsum(weights)) <= CANCELLED * max(map(abs, weights)):
         raise FuseError(
             "the weights sum to zero", where=recipe.merge_method, hint="set normalize: false, or other weights"
         )
     out_dtype = DTYPE_WORDS.get(recipe.out_dtype or recipe.dtype or "")
     tensors: dict[str, TensorPlan] = {}
     read = written = 0
-    for name in leader.names():
+    # What the leader ties stays tied, unless a model has it apart.
+    apart = (a for a, kept in leader.aliases.items() if any(a in m and m.resolve(a) != m.resolve(kept) for m in models))
+    for name in (*leader.names(), *apart):
         spec = leader.spec(name)
+        if spec.dtype in REFUSED:
+            raise FuseError(
+                "a tensor of this dtype cannot be averaged",
+                where=f"{leader.where}: {name}",
+                got=spec.dtype,
+                expected=", ".join(sorted(FLOATS)),
+                hint="dequantise the models first",
+            )
         for model in models:
             _check_same(model, name, spec)
         fused = spec.dtype in FLOATS

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, ValidationError, field_validator, model_validator
 
-from ..document import Document, nearest, read_document
+from ..document import Document, Keys, PlacedError, nearest, read_document
 from ..errors import FuseError
 from .methods import METHODS, Parameter
 
-Value = bool | int | float
+Value = StrictBool | StrictInt | StrictFloat  # "0.5" in quotes is a mistake, not a number
 
 
 class ModelInput(Document):
@@ -35,19 +35,34 @@ class Recipe(Document):
     dtype: str | None = None
     out_dtype: str | None = None
 
+    @field_validator("merge_method")
+    @classmethod
+    def _known_method(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"a merge method; {nearest(method, METHODS)}")
+        return method
+
+    @field_validator("dtype", "out_dtype")
+    @classmethod
+    def _known_dtype(cls, dtype: str | None) -> str | None:
+        if dtype is not None and dtype not in DTYPE_WORDS:
+            raise ValueError(f"a dtype; {nearest(dtype, DTYPE_WORDS)}")
+        return dtype
+
     @model_validator(mode="after")
-    def _method_is_known(self) -> Recipe:
-        method = METHODS.get(self.merge_method)
-        if method is None:
-            raise ValueError(f"a merge method; {nearest(self.merge_method, METHODS)}")
-        for given, per_model in ((self.parameters, False), *((m.parameters, True) for m in self.models)):
-            for name, value in given.items():
-                check_parameter(name, value, method.parameters, per_model=per_model)
+    def _fits_the_method(self) -> Recipe:
+        method = METHODS[self.merge_method]
+        given: list[tuple[Keys, Mapping[str, Value]]] = [(("parameters",), self.parameters)]
+        given += [(("models", i, "parameters"), model.parameters) for i, model in enumerate(self.models)]
+        for keys, parameters in given:
+            for name, value in parameters.items():
+                try:
+                    check_parameter(name, value, method.parameters, per_model=len(keys) > 1)
+                except ValueError as error:
+                    known = tuple(method.parameters) if name not in method.parameters else None
+                    raise PlacedError((*keys, name), str(error), value, known=known) from None
         if method.needs_base and self.base_model is None:
             raise ValueError(f'"base_model" for {self.merge_method}')
-        for dtype in (self.dtype, self.out_dtype):
-            if dtype is not None and dtype not in DTYPE_WORDS:
-                raise ValueError(f"a dtype; {nearest(dtype, DTYPE_WORDS)}")
         return self
 
     @property
@@ -81,6 +96,8 @@ def check_parameter(name: str, value: Value, known: Mapping[str, Parameter], *, 
         if not isinstance(value, bool):
             raise ValueError(f'"{name}" is true or false, not {value!r}')
         return
+    if isinstance(value, bool):
+        raise ValueError(f'"{name}" is a number, not {value!r}')
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f'"{name}" is finite, not {value!r}')
@@ -109,13 +126,16 @@ def simple_recipe(
     """
     if method not in METHODS:
         raise FuseError("unknown merge method", got=method, hint=nearest(method, METHODS))
-    rows = [
-        ModelInput(model=str(i), parameters={} if weights is None else {"weight": weights[i]}) for i in range(models)
-    ]
+    if weights is not None and len(weights) != models:
+        raise FuseError("as many weights as models", where=method, got=len(weights), expected=models)
     try:
+        own = [{} if weights is None else {"weight": weights[i]} for i in range(models)]
         return Recipe(
-            merge_method=method, models=tuple(rows), base_model="base" if base else None, parameters=dict(parameters)
+            merge_method=method,
+            models=tuple(ModelInput(model=str(i), parameters=row) for i, row in enumerate(own)),
+            base_model="base" if base else None,
+            parameters=dict(parameters),
         )
     except ValidationError as error:
-        said = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        said = str(error.errors()[-1]["msg"]).removeprefix("Value error, ")
         raise FuseError("cannot fuse so", where=method, expected=said) from None

@@ -17,6 +17,8 @@ from .svg import draw_panel
 from .words import counted, duration, protocol_words, score, setting_words, short, signed
 
 _BASELINES = ((MULTITASK, "multitask"), (FUSE_ONCE, "fuse once"), (INTERTRAIN_MEAN, "mean of intertraining"))
+# Below this, the range of the seeds itself is less than a 95 % interval.
+FEW_SEEDS = 6
 # Points of difference from which a cell is tinted more strongly.
 _STEPS = (1.0, 3.0, 8.0)
 
@@ -87,6 +89,7 @@ def draw_page(summary: Summary, charts: Sequence[Panel], records: Sequence[Any])
         facts=_facts(scores),
         yaml=_yaml(scores.study),
         work=_work(by_kind(tuple(records), "contribution"), by_kind(tuple(records), "score")),
+        few_seeds=0 < len(scores.seeds) < FEW_SEEDS,
         limits=_limits(scores),
     )
 
@@ -95,7 +98,7 @@ def tint(found: Difference) -> str:
     """The class of a difference's cell: a direction and a strength, only where the interval does not include zero.
 
     >>> tint(Difference("round 1", "pretrained", "unseen", "a", "probe", "accuracy", 4.0, 1.0, 7.0, 3))
-    'up2'
+    'up3'
     """
     if not found.clear:
         return "level"
@@ -108,8 +111,10 @@ def _blocks(summary: Summary) -> list[Block]:
     found = []
     for suite in SUITES:
         for protocol in scores.protocols(suite):
-            there = [m for m in scores.models if any(_row(summary, m, suite, t, protocol) for t in scores.suites[suite])]
-            mean = "mean" if len(scores.suites[suite]) > 1 else "the suite"
+            there = [
+                m for m in scores.models if any(_row(summary, m, suite, t, protocol) for t in scores.suites[suite])
+            ]
+            tasks = tuple((t, t) for t in scores.suites[suite])
             found.append(
                 Block(
                     suite=suite,
@@ -119,7 +124,7 @@ def _blocks(summary: Summary) -> list[Block]:
                     last=scores.last(suite, protocol),
                     headline=_headline(summary, suite, protocol),
                     baselines=tuple((m, words) for m, words in _BASELINES if m in there),
-                    tasks=(*((t, t) for t in scores.suites[suite]), (ALL_TASKS, mean)),
+                    tasks=(*tasks, (ALL_TASKS, "mean")) if len(tasks) > 1 else tasks,
                     models=tuple(m for m in there if m != INTERTRAIN_MEAN),
                 )
             )
@@ -144,11 +149,11 @@ def _headline(summary: Summary, suite: str, protocol: str) -> tuple[str, str, st
     assert after is not None
     figure = f"{signed(found.mean)} points"
     spoken = f" over the pretrained base after {last} ({score(before.mean)} \N{RIGHTWARDS ARROW} {score(after.mean)}; "
-    spoken += f"95\N{NO-BREAK SPACE}% interval {signed(found.low)} to {signed(found.high)})"
+    if found.bare:
+        return f"On {tasks}: ", figure, f"{spoken}measured once, so there is no interval and nothing is shown by it)."
+    spoken += f"95\N{NO-BREAK SPACE}% interval {signed(found.low)} to {signed(found.high)})."
     if not found.clear:
-        spoken += ". The interval includes zero: this run does not tell whether there is a change."
-    else:
-        spoken += "."
+        spoken += " The interval includes zero: this run does not tell whether there is a change."
     return f"On {tasks}: ", figure, spoken
 
 
@@ -180,7 +185,9 @@ def _facts(scores: Scores) -> list[tuple[str, str]]:
 def _yaml(study: dict[str, Any]) -> str:
     import yaml
 
-    return yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=100) if study else ""
+    return (
+        yaml.safe_dump(study, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None) if study else ""
+    )
 
 
 def _work(trained: Sequence[ContributionRecord], measured: Sequence[ScoreRecord]) -> list[tuple[str, int, float]]:
@@ -210,13 +217,16 @@ def _kind(folder: str) -> str:
 
 def _limits(scores: Scores) -> list[str]:
     said = []
-    if len(scores.seeds) == 1:
+    seeds = len(scores.seeds)
+    if seeds == 1:
         said.append("One seed: no interval here holds how much runs differ from each other.")
-    else:
+    elif seeds < FEW_SEEDS:
+        # The median of a symmetric law lies outside the range of n values with probability 2 / 2^n.
+        covered = round(100 * (1 - 2 ** (1 - seeds)))
         said.append(
-            f"{counted(len(scores.seeds), 'seed')}: a bootstrap over so few is narrower than the truth, more so the fewer."
-            if len(scores.seeds) < 10
-            else f"Intervals rest on {len(scores.seeds)} seeds."
+            f"{counted(seeds, 'seed')}: a bootstrap over so few is narrower than it should be. Where there is one draw "
+            f"and one task it reaches from the worst to the best seed at most, and that holds the true mean in about "
+            f"{covered} of 100 cases, not in 95."
         )
     for suite in SUITES:
         if len(scores.suites[suite]) == 1 and scores.protocols(suite):
@@ -225,6 +235,7 @@ def _limits(scores: Scores) -> list[str]:
         "Intervals hold the variation of seeds, draws and (for means) tasks, not that of a finite test set; "
         "the numbers of test examples stand in the table of tasks."
     )
+    said.append("Where a score was measured once, there is no interval.")
     said.append("Many intervals stand side by side and are not corrected for it: of twenty, one misses by chance.")
     if scores.unfinished:
         said.append(f"{counted(scores.unfinished, 'measurement')} not finished; their seeds are left out.")

@@ -60,16 +60,13 @@ class Panel:
     @property
     def sparse(self) -> bool:
         """Whether rounds between the first and the last point are not measured, so that a line would claim too much."""
-        return len(self.points) < 3 and any(b.round - a.round > 1 for a, b in zip(self.points, self.points[1:]))  # noqa: B905
+        return len(self.points) == 2 and self.points[1].round - self.points[0].round > 1
 
     @property
     def labels(self) -> tuple[tuple[str, str, float], ...]:
         """What stands at the right of the chart: text, style, score."""
-        last = [(f"round {p.round}", "evolving", p.mean) for p in self.points[-1:] if p.round]
-        return tuple((f"{text} {mean:.1f}", style, mean) for text, style, mean in self._named(last))
-
-    def _named(self, last: list[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
-        return last + [(line.label, line.style, line.mean) for line in self.lines]
+        last = [(f"round {p.round}: {p.mean:.1f}", "evolving", p.mean) for p in self.points[-1:] if p.round]
+        return (*last, *((f"{line.label} {line.mean:.1f}", line.style, line.mean) for line in self.lines))
 
     @property
     def words(self) -> str:
@@ -118,7 +115,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> tuple[float, ...]:
     """
     rough = max(high - low, 1e-6) / wanted
     power: float = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.9999)
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= 0.7 * rough)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return tuple(round(i * step, 6) for i in range(first, last + 1))
 
@@ -146,7 +143,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> tupl
     What touches is moved together, so that a group stays around its middle. Where there is no room for all, they
     are spread evenly over what there is.
 
-    >>> spread([10, 11, 50], 10, 0, 100)
+    >>> spread([10.0, 11.0, 50.0], 10, 0, 100)
     (5.5, 15.5, 50.0)
     """
     count = len(wanted)

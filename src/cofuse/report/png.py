@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import CofuseError
 from .panels import Panel, round_ticks, spread, ticks
-from .scores import SUITES
 from .words import counted, protocol_words
 
 DPI = 120
@@ -23,7 +23,7 @@ _STYLES: dict[str, tuple[str, Any]] = {  # colour and dashes; the same as the pa
 
 
 def draw_png(charts: Sequence[Panel], title: str, note: str) -> bytes:
-    """The picture: a row a protocol, unseen tasks at the left and seen ones at the right.
+    """The picture: two charts a row, in their order.
 
     Args:
         charts: what is drawn.
@@ -38,9 +38,7 @@ def draw_png(charts: Sequence[Panel], title: str, note: str) -> bytes:
         from matplotlib.figure import Figure
     except ImportError:
         raise CofuseError("a picture needs matplotlib", hint='pip install "cofuse[report]"') from None
-    protocols = list(dict.fromkeys(p.protocol for p in charts))
-    suites = [s for s in SUITES if any(p.suite == s for p in charts)]
-    height = HEAD + ROW * max(1, len(protocols))
+    height = HEAD + ROW * max(1, math.ceil(len(charts) / 2))
     # A figure of its own canvas, not of pyplot: no global state, and nothing that looks for a display.
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
@@ -48,11 +46,10 @@ def draw_png(charts: Sequence[Panel], title: str, note: str) -> bytes:
     figure.text(0.02, 1 - 0.62 / height, _plain(note), fontsize=9.5, color="#57606a", va="center")
     if not charts:
         figure.text(0.5, 0.4, "nothing is measured yet", ha="center", fontsize=12, color="#57606a")
-    for panel in charts:
-        row, column = protocols.index(panel.protocol), suites.index(panel.suite)
-        share = 1 / len(suites)
+    for i, panel in enumerate(charts):
+        row, column = divmod(i, 2)
         bottom = height - HEAD - ROW * (row + 1)
-        box = (column * share + 0.05, (bottom + 0.6) / height, share - 0.2, (ROW - 0.95) / height)
+        box = (column / 2 + 0.05, (bottom + 0.6) / height, 0.3, (ROW - 0.95) / height)
         _draw(figure.add_axes(box), panel)
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
@@ -96,10 +93,10 @@ def _draw(axes: Any, panel: Panel) -> None:
         zorder=3,
     )
     wanted = [(mean - low) / (high - low) for _, _, mean in panel.labels]
-    for (text, style, _), line, at in zip(panel.labels, wanted, spread(wanted, 0.085, 0.0, 1.0), strict=True):
+    for (text, style, _), value, at in zip(panel.labels, wanted, spread(wanted, 0.085, 0.0, 1.0), strict=True):
         axes.annotate(
             text,
-            xy=(1.0, line),
+            xy=(1.0, value),
             xytext=(1.05, at),
             xycoords="axes fraction",
             textcoords="axes fraction",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import StudyError
 from ..evolve.records import BegunRecord, ModelRecord, ScoreRecord, by_kind
+from .words import PROTOCOLS
 
 SUITES = ("unseen", "seen")
 PRETRAINED = "pretrained"
@@ -71,8 +72,10 @@ class Scores:
         self.models = tuple(sorted({k.model for k in self._cells}, key=self._place))
 
     def protocols(self, suite: str) -> tuple[str, ...]:
-        """Protocols that anything of a suite was measured by, in the order of the records."""
-        return tuple(dict.fromkeys(k.protocol for k in self._cells if k.suite == suite))
+        """Protocols that anything of a suite was measured by; workers finish in any order, reports have one."""
+        known = list(PROTOCOLS)
+        found = {k.protocol for k in self._cells if k.suite == suite}
+        return tuple(sorted(found, key=lambda p: (known.index(p) if p in known else len(known), p)))
 
     def commit(self, model: str, seed: int) -> str:
         """The commit that holds a model; empty for the pseudo-model."""
@@ -84,6 +87,8 @@ class Scores:
 
     def finished(self, model: str, suite: str, protocol: str, tasks: Sequence[str]) -> tuple[int, ...]:
         """Seeds for which a model is measured on every one of `tasks`."""
+        if not tasks:
+            return ()
         return tuple(s for s in self.seeds if all(Key(model, suite, protocol, t, s) in self._cells for t in tasks))
 
     def values(
@@ -107,7 +112,9 @@ class Scores:
 
     def metric(self, model: str, suite: str, protocol: str, tasks: Sequence[str]) -> str:
         """The metric that tasks have in common, else `mean`."""
-        found = {k.metric for t in tasks for s in self.seeds if (k := self._cells.get(Key(model, suite, protocol, t, s)))}
+        found = {
+            k.metric for t in tasks for s in self.seeds if (k := self._cells.get(Key(model, suite, protocol, t, s)))
+        }
         return found.pop() if len(found) == 1 else "mean"
 
     def tested(self, suite: str, task: str) -> tuple[int, ...]:

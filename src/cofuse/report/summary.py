@@ -32,6 +32,11 @@ class Row:
     high: float
     n: int  # seeds times draws
 
+    @property
+    def bare(self) -> bool:
+        """Whether there is no interval: nothing varied that could have been resampled."""
+        return self.low == self.high
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -49,9 +54,14 @@ class Difference:
     n: int
 
     @property
+    def bare(self) -> bool:
+        """Whether there is no interval: nothing varied that could have been resampled."""
+        return self.low == self.high
+
+    @property
     def clear(self) -> bool:
-        """Whether the interval does not include zero."""
-        return self.low > 0 or self.high < 0
+        """Whether there is an interval, and it does not include zero."""
+        return not self.bare and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)

@@ -50,22 +50,27 @@ def _table(summary: Summary, suite: str, protocol: str, width: int) -> Table:
     last = scores.last(suite, protocol)
     setting = setting_words(scores.study, suite, protocol)
     title = f"{suite}: {protocol_words(protocol)}" + (f" ({setting})" if setting else "")
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE, padding=(0, 1 if width >= _FOR_INTERVALS else 0))
-    table.add_column("task", overflow="ellipsis", no_wrap=True, max_width=28)
     baselines = [b for b in _BASELINES if width >= _FOR_BASELINES and summary.row(b[0], suite, ALL_TASKS, protocol)]
     heads = ["pretrained", *([last, "difference"] if last else []), *(label for _, label in baselines)]
-    for head in heads:
-        # The name of a task gives way, numbers do not.
-        table.add_column(head, justify="right", no_wrap=True, min_width=max(map(len, head.split("\n"))))
     tasks = scores.suites[suite]
+    rows: list[tuple[str, list[Text]]] = []
     for task in (*tasks, ALL_TASKS) if len(tasks) > 1 else tasks:
-        if task == ALL_TASKS:
-            table.add_section()
         cells = [_score(summary, PRETRAINED, suite, task, protocol)]
         if last:
             cells.append(_score(summary, last, suite, task, protocol))
             cells.append(_difference(summary, last, suite, task, protocol, width >= _FOR_INTERVALS))
-        cells += [_score(summary, model, suite, task, protocol) for model, _ in baselines]
+        rows.append((task, cells + [_score(summary, model, suite, task, protocol) for model, _ in baselines]))
+    gap = 3 if width >= _FOR_INTERVALS else 2
+    widths = [max(*map(len, head.split("\n")), *(len(cells[i]) for _, cells in rows)) for i, head in enumerate(heads)]
+    # The name of a task gives way, numbers do not.
+    name = max(8, width - sum(widths) - gap * (len(widths) + 1))
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE, padding=(0, gap - 1, 0, 0))
+    table.add_column("task", overflow="ellipsis", no_wrap=True, max_width=name)
+    for head, numbers in zip(heads, widths, strict=True):
+        table.add_column(head, justify="right", no_wrap=True, min_width=numbers)
+    for task, cells in rows:
+        if task == ALL_TASKS:
+            table.add_section()
         table.add_row(Text("mean" if task == ALL_TASKS else task), *cells)
     return table
 
@@ -83,6 +88,11 @@ def _difference(summary: Summary, model: str, suite: str, task: str, protocol: s
     found = summary.difference(model, PRETRAINED, suite, task, protocol)
     if found is None:
         return Text("-")
-    said = signed(found.mean) + (f" [{signed(found.low)}, {signed(found.high)}]" if intervals else "")
+    said = signed(found.mean) + (
+        f" [{signed(found.low)}, {signed(found.high)}]" if intervals and not found.bare else ""
+    )
     # Not every terminal and log has a minus sign of its own.
-    return Text(said.replace("\N{MINUS SIGN}", "-"), style=("bold green" if found.low > 0 else "bold red") if found.clear else "")
+    return Text(
+        said.replace("\N{MINUS SIGN}", "-"),
+        style=("bold green" if found.low > 0 else "bold red") if found.clear else "",
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import math
+import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -68,17 +70,33 @@ class Finetuning(Document):
 class TaskModel(nn.Module):
     """A body with one head, as the Trainer wants it."""
 
+    # Else the Trainer takes `**batch` for loss arguments and hands the body one that it may not know.
+    accepts_loss_kwargs = False
+    # What a `PreTrainedModel` has; the Trainer looks when a checkpoint lacks names, as it does where names are tied.
+    _keys_to_ignore_on_save = None
+
     def __init__(self, body: nn.Module, head: Head, kind: Kind, pooling: Pooling) -> None:
         super().__init__()
         self.body = body
         self.head = head
         self.kind = kind
         self.pooling: Pooling = pooling
+        self.register_state_dict_post_hook(_tied_once)  # type: ignore[no-untyped-call]
 
     def forward(self, labels: torch.Tensor | None = None, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """A batch -> loss (with labels) and logits [batch, outputs]."""
         logits = self.head(pooled(self.body, batch, self.pooling))
         return {"logits": logits} if labels is None else {"loss": self.kind.loss(logits, labels), "logits": logits}
+
+
+def _tied_once(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    """Keep each tensor under one name: the Trainer's checkpoints take no tied ones (an encoder-decoder's embeddings)."""
+    seen: set[tuple[int, torch.Size]] = set()
+    for name in [n for n in state if n.startswith(prefix) and state[n].numel()]:
+        key = (state[name].data_ptr(), state[name].shape)
+        if key in seen:
+            del state[name]
+        seen.add(key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +188,11 @@ def train(
     validation: torch.utils.data.Dataset[Any] | None = None,
     score: Callable[[Any], dict[str, float]] | None = None,
     evaluate_every: int = 1,
+    shuffled: bool = True,
 ) -> tuple[int, float | None]:
     """Run the transformers Trainer: no logging, no files but the best checkpoint while early stopping looks for it.
+
+    `shuffled` draws the order of examples from the seed; without it they are taken as they come.
 
     Returns:
         The steps taken, and the best validation score where there was one.
@@ -180,7 +201,7 @@ def train(
 
     settle_process()
     searching = validation is not None
-    with tempfile.TemporaryDirectory(prefix="cofuse-trainer-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cofuse-trainer-") as folder, _random_state_kept():
         arguments = TrainingArguments(
             output_dir=folder,
             max_steps=steps,
@@ -208,6 +229,7 @@ def train(
             load_best_model_at_end=searching,
             metric_for_best_model="score" if searching else None,
             greater_is_better=True if searching else None,
+            train_sampling_strategy="random" if shuffled else "sequential",
             remove_unused_columns=False,
             label_names=["labels"],
             dataloader_pin_memory=False,
@@ -235,6 +257,18 @@ def train(
         if not torch.isfinite(parameter).all():
             raise TaskError("training diverged: a weight is not finite", where=name, hint="lower the learning rate")
     return taken, None if best is None else float(best)
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """The Trainer seeds the global generators; whoever called has theirs as they were."""
+    pythons, numpys = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)
 
 
 def _groups(model: nn.Module, settings: Finetuning) -> list[dict[str, Any]]:

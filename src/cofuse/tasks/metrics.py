@@ -50,6 +50,9 @@ def spearman(predicted: Array, labels: Array) -> float:
     return pearson(rankdata(predicted), rankdata(labels))
 
 
+# The scores that values have; the others want classes.
+CORRELATIONS = frozenset({"pearson", "spearman"})
+
 METRICS: dict[str, Callable[[Array, Array], float]] = {
     "accuracy": accuracy,
     "macro_f1": macro_f1,

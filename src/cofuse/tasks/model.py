@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Literal, cast
 
@@ -57,14 +57,23 @@ def load_body(checkpoint: Checkpoint, *, dropout: float | None = None) -> nn.Mod
         raise TaskError("no config.json, so no architecture", where=checkpoint.where)
     module, fresh = _build(raw, dropout)
     own = dict(module.state_dict(keep_vars=True))
-    known = set(checkpoint.names()) | set(checkpoint.aliases)
-    prefix = best_prefix(known, set(own))
-    found = 0
+    known = {*checkpoint.names(), *checkpoint.aliases}
+    homes = names_in(module, known)
+    # Half of a model may be enough (an encoder alone), but then it is most of the checkpoint.
+    if len(homes) * 2 < min(len(own), len(known)) or not homes:
+        raise TaskError(
+            "the weights do not belong to the config",
+            where=checkpoint.where,
+            got=f"{len(homes)} of {len(own)} tensors found",
+        )
+    # A tied tensor has several names here and often one in the checkpoint: what one name found, another must not reset.
+    filled = {own[name].data_ptr() for name in homes if own[name].numel()}
     with torch.no_grad():
         for name, parameter in own.items():
-            there = with_prefix(name, prefix)
-            if there is None or there not in known:
-                parameter.copy_(fresh[name])
+            there = homes.get(name)
+            if there is None:
+                if parameter.data_ptr() not in filled:
+                    parameter.copy_(fresh[name])
                 continue
             if checkpoint.spec(there).shape != tuple(parameter.shape):
                 raise TaskError(
@@ -74,30 +83,43 @@ def load_body(checkpoint: Checkpoint, *, dropout: float | None = None) -> nn.Mod
                     expected=list(parameter.shape),
                 )
             parameter.copy_(checkpoint.read(there))
-            found += 1
-    if found * 2 < len(own):
-        raise TaskError(
-            "the weights do not belong to the config",
-            where=checkpoint.where,
-            got=f"{found} of {len(own)} tensors found",
-        )
     for parameter in module.parameters():
         parameter.requires_grad_(True)
         parameter.grad = None
     return module
 
 
+def names_in(module: nn.Module, known: Collection[str]) -> dict[str, str]:
+    """Names of a module's tensors -> their names among `known`, as far as they are there.
+
+    transformers calls the tensors of some architectures (ViT) otherwise in memory than on disk. Both spellings are tried,
+    each up to a class prefix; the one that finds more counts.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    # Detached: tied names hold one and the same parameter, and the names are told by the object.
+    state = {name: tensor.detach() for name, tensor in module.state_dict(keep_vars=True).items()}
+    own = {id(tensor): name for name, tensor in state.items()}
+    on_disk = {own[id(t)]: name for name, t in revert_weight_conversion(module, state).items() if id(t) in own}
+    best: dict[str, str] = {}
+    for spelled in ({name: name for name in state}, on_disk):
+        prefix = best_prefix(set(known), set(spelled.values()))
+        there = {name: with_prefix(spelling, prefix) for name, spelling in spelled.items()}
+        found = {name: other for name, other in there.items() if other is not None and other in known}
+        best = found if len(found) > len(best) else best
+    return best
+
+
 @lru_cache(maxsize=3)
 def _build(config_json: bytes, dropout: float | None) -> tuple[nn.Module, Mapping[str, torch.Tensor]]:
-    config = json.loads(config_json)
-    if dropout is not None:
-        config |= {key: dropout for key in _DROPOUTS if key in config}
-    module = new_body(config, seed=0)
+    module = new_body(json.loads(config_json), seed=0, dropout=dropout)
     return module, {name: t.detach().clone() for name, t in module.state_dict().items()}
 
 
-def new_body(config: Mapping[str, Any], *, seed: int, **options: Any) -> nn.Module:
+def new_body(config: Mapping[str, Any], *, seed: int, dropout: float | None = None, **options: Any) -> nn.Module:
     """A transformers model without a head from its configuration, initialised from a seed.
+
+    `dropout` overrides every dropout rate that its class has, whether the configuration names it or not.
 
     Raises:
         TaskError: transformers knows no such model, or refuses a value.
@@ -108,7 +130,11 @@ def new_body(config: Mapping[str, Any], *, seed: int, **options: Any) -> nn.Modu
     settings = {k: v for k, v in config.items() if k not in ("model_type", "transformers_version")}
     try:
         with seeded(seed):
-            module = AutoModel.from_config(AutoConfig.for_model(kind, **settings), **options)
+            known = AutoConfig.for_model(kind, **settings)
+            for name in _DROPOUTS:
+                if dropout is not None and isinstance(getattr(known, name, None), float | int):
+                    setattr(known, name, dropout)
+            module = AutoModel.from_config(known, **options)
     except (ValueError, KeyError, TypeError) as error:
         raise TaskError(
             "transformers cannot build the model",
@@ -148,17 +174,17 @@ def has_bf16() -> bool:
 def pooled(body: nn.Module, batch: Mapping[str, torch.Tensor], pooling: Pooling) -> torch.Tensor:
     """One vector an example [batch, dim]: the mean over tokens that are not padding, or the first token."""
     config = cast("Any", body).config
-    if getattr(config, "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False) or hasattr(body, "decoder"):
         body = cast("Any", body).get_encoder()
     hidden: torch.Tensor = body(**batch).last_hidden_state
     if hidden.dim() == 4:  # convolutional: [batch, dim, height, width]
-        hidden = hidden.flatten(2).transpose(1, 2)
+        return hidden.flatten(2).mean(2)  # no place stands for the whole image
     if pooling == "cls":
         return hidden[:, 0]
     mask = batch.get("attention_mask")
     if mask is None:
         # Images: the class token, where there is one, was trained by nothing yet.
-        first = 1 if hidden.shape[1] > 1 and hasattr(config, "patch_size") else 0
+        first = int(any(name.endswith("cls_token") for name, _ in body.named_parameters()))
         return hidden[:, first:].mean(1)
     weights = mask.to(hidden.dtype).unsqueeze(-1)  # [batch, time, 1]
     return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
@@ -228,11 +254,7 @@ def body_checkpoint(body: nn.Module, like: Checkpoint) -> Memory:
     `body(tuned, like=base)` fills it from the base.
     """
     state = body.state_dict()
-    known = set(like.names())
-    prefix = best_prefix(known, set(state))
     tensors = {}
-    for name, tensor in state.items():
-        there = with_prefix(name, prefix)
-        if there in known:
-            tensors[there] = tensor.detach().to(torch_dtype(like.spec(there).dtype)).clone()
+    for name, there in names_in(body, set(like.names())).items():
+        tensors[there] = state[name].detach().to(torch_dtype(like.spec(there).dtype)).clone()
     return Memory(tensors, files=dict(like.files), where="trained body")

@@ -15,10 +15,13 @@ from .examples import Examples
 from .finetune import Collator, Finetuning, Rows, TaskModel, train
 from .kinds import Encoded
 from .model import Head, body_width, load_body
+from .probe import fit_head
 from .task import Task
 
 
 class _ManyHeads(nn.Module):
+    accepts_loss_kwargs = False  # see TaskModel
+
     def __init__(self, body: nn.Module, models: Sequence[TaskModel]) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)  # each holds the one body
@@ -70,8 +73,20 @@ def finetune_multitask(
         TaskModel(body, Head(width, task.outputs, settings.dropout or 0.0, seed + i), task.what, settings.pooling)
         for i, (task, _) in enumerate(tasks)
     ]
+    if settings.head == "probe":
+        for model, (task, _), part in zip(models, tasks, encoded, strict=True):
+            fit_head(model.head, body, task, part, settings)
     steps = settings.total_steps(sum(len(e) for e in encoded))
     turns = _Turns([Collator(task.what) for task, _ in tasks], encoded, settings.batch_size, steps, seed)
     # The loader hands over one ready batch at a time.
-    train(_ManyHeads(body, models), turns, lambda items: dict(items[0]), settings, steps=steps, seed=seed, batch_size=1)
+    train(
+        _ManyHeads(body, models),
+        turns,
+        lambda items: dict(items[0]),
+        settings,
+        steps=steps,
+        seed=seed,
+        batch_size=1,
+        shuffled=False,
+    )
     return body

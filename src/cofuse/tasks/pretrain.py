@@ -15,6 +15,7 @@ from torch import nn
 
 from ..checkpoint import Memory
 from ..document import Document
+from ..errors import TaskError
 from .model import new_body, seeded
 from .sources import Source
 
@@ -38,7 +39,7 @@ def pretrain(settings: Pretraining) -> Memory:
     """Train a body by its objective and give it back as a checkpoint.
 
     Raises:
-        TaskError: transformers cannot build the model.
+        TaskError: transformers cannot build the model, the data are no images of its channels, or training diverged.
     """
     return OBJECTIVES[settings.objective](settings)
 
@@ -55,7 +56,10 @@ def masked_image(settings: Pretraining) -> Memory:
     body = new_body(settings.model, seed=settings.seed, use_mask_token=True, add_pooling_layer=False)
     config: Any = body.config
     patch, channels = int(config.patch_size), int(config.num_channels)
-    images = torch.from_numpy(np.asarray(settings.data.columns("train", ("image", "label"))["image"]))
+    held = settings.data.columns("train", ("image", "label"))["image"]
+    if not isinstance(held, np.ndarray) or held.shape[1] != channels:
+        raise TaskError("pretraining wants arrays of images", got=type(held).__name__, expected=f"{channels} channels")
+    images = torch.from_numpy(held)
     with seeded(settings.seed):
         decoder = nn.Linear(int(config.hidden_size), patch * patch * channels)
         parameters = [*body.parameters(), *decoder.parameters()]
@@ -63,7 +67,7 @@ def masked_image(settings: Pretraining) -> Memory:
         schedule = get_scheduler("cosine", optimizer, round(settings.warmup * settings.steps), settings.steps)
         patches = torch.nn.functional.unfold(images, patch, stride=patch).transpose(1, 2)  # [n, patch, pixels]
         body.train()
-        masked = round(settings.mask * patches.shape[1])
+        masked = max(1, round(settings.mask * patches.shape[1]))
         order = torch.empty(0, dtype=torch.int64)
         for _ in range(settings.steps):
             if len(order) < settings.batch_size:
@@ -78,6 +82,8 @@ def masked_image(settings: Pretraining) -> Memory:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+    if not all(torch.isfinite(p).all() for p in body.parameters()):
+        raise TaskError("training diverged: a weight is not finite", hint="lower the learning rate")
     # The token that stood for masked patches belongs to the objective, as a head does.
     tensors = {n: t.detach().clone() for n, t in body.state_dict().items() if not n.endswith("mask_token")}
     return Memory(tensors, files={"config.json": config.to_json_string().encode()}, where="pretrained here")

@@ -86,7 +86,7 @@ class Probe:
         """Weight [outputs, width] and bias [outputs] of the same head; classes never seen get a low bias."""
         weight, bias = np.atleast_2d(self._model.coef_), np.atleast_1d(self._model.intercept_)
         if outputs > 1:
-            if len(weight) == 1:  # two classes: scikit-learn keeps the difference only
+            if len(self._model.classes_) == 2:  # two classes: scikit-learn keeps the difference only
                 weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
             seen = self._model.classes_
             whole_weight, whole_bias = np.zeros((outputs, weight.shape[1])), np.full(outputs, -10.0)

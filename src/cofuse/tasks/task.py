@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from ..document import Document, nearest, read_document
+from ..document import Document, PlacedError, nearest, read_document
 from ..errors import TaskError
 from .examples import Examples
 from .kinds import KINDS, Kind
-from .metrics import METRICS
-from .sources import Parquet, Source
+from .metrics import CORRELATIONS, METRICS
+from .sources import Source
 
 Split = Literal["train", "validation", "test"]
 
@@ -65,8 +66,8 @@ class Task(Document):
     def _labels_of_groups(cls, data: Any) -> Any:
         """Digits have as many labels as groups; nobody should have to write them twice."""
         if isinstance(data, dict) and not data.get("labels") and isinstance(data.get("data"), dict):
-            groups = data["data"].get("groups")
-            if isinstance(groups, list | tuple):
+            groups = data["data"].get("groups", range(10) if data["data"].get("source") == "digits" else None)
+            if isinstance(groups, list | tuple | range):
                 return {
                     **data,
                     "labels": [" ".join(map(str, g)) if isinstance(g, list | tuple) else str(g) for g in groups],
@@ -75,8 +76,12 @@ class Task(Document):
 
     @model_validator(mode="after")
     def _labels_where_needed(self) -> Task:
-        if not self.what.continuous and len(self.labels) < 2:
-            raise ValueError(f'"labels" of a {self.kind}: at least two names, in the order of their numbers')
+        if not self.what.continuous and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
+            raise ValueError(
+                f'"labels" of a {self.kind}: at least two names, all different, in the order of their numbers'
+            )
+        if self.what.continuous and self.score_name not in CORRELATIONS:
+            raise PlacedError(("metric",), f"a metric of values: {' or '.join(sorted(CORRELATIONS))}", self.metric)
         return self
 
     @property
@@ -104,7 +109,7 @@ class Task(Document):
         Raises:
             TaskError: the data cannot be had, or labels are not among the task's.
         """
-        return _examples(self, split)
+        return _examples(self, split, tuple(_columns_of(self).items()))
 
     @property
     def id(self) -> str:
@@ -131,8 +136,9 @@ def _task_id(task: Task) -> str:
 
 
 @lru_cache(maxsize=256)
-def _examples(task: Task, split: Split) -> Examples:
-    wanted = _columns_of(task)
+def _examples(task: Task, split: Split, names: tuple[tuple[str, str], ...]) -> Examples:
+    # The names are part of the key: tasks that differ only in which columns were written out are equal.
+    wanted = dict(names)
     columns = task.data.columns(split, (*wanted.values(), task.columns.label))
     where = f"task {task.name}, {split}"
     inputs = {name: columns[theirs] for name, theirs in wanted.items()}
@@ -140,20 +146,24 @@ def _examples(task: Task, split: Split) -> Examples:
     if any(value is None for value in raw) or any(v is None for n in inputs for v in inputs[n] if n != "image"):
         raise TaskError("an empty cell", where=where, hint="drop the rows without text or label")
     if task.what.continuous:
-        labels = np.asarray(raw, dtype=np.float32)
+        try:
+            labels = np.asarray(raw, dtype=np.float32)
+        except (ValueError, TypeError) as error:
+            raise TaskError("a label is not a number", where=where, got=error) from None
         if not np.isfinite(labels).all():
             raise TaskError("a label is not finite", where=where)
     else:
-        names = {name: i for i, name in enumerate(task.labels)}
+        numbers = {name: i for i, name in enumerate(task.labels)}
         try:
-            labels = np.asarray([names[v] if isinstance(v, str) else int(v) for v in raw], dtype=np.int64)
+            labels = np.asarray([numbers[v] if isinstance(v, str) else operator.index(v) for v in raw], dtype=np.int64)
         except (KeyError, ValueError, TypeError) as error:
             raise TaskError("a label is not among the task's", where=where, got=error, expected=task.labels) from None
-        if len(labels) and not (labels.min() >= 0 and labels.max() < len(task.labels)):
+        outside = labels[(labels < 0) | (labels >= len(task.labels))]
+        if len(outside):
             raise TaskError(
                 "a label is not among the task's",
                 where=where,
-                got=int(labels.max()),
+                got=int(outside[0]),
                 expected=f"0 to {len(task.labels) - 1}",
             )
     if not len(labels):
@@ -221,14 +231,26 @@ def open_suite(tasks: tuple[str | Task, ...], *, folders: tuple[Path, ...] = ())
 
 
 def _folder_task(folder: Path) -> Task:
+    where = folder / "task.json"
     try:
-        said: Mapping[str, Any] = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-        name, labels = str(said["name"]), tuple(str(x) for x in said["labels"])
-        pair = bool(said.get("pair", False))
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise TaskError("not a task.json", where=folder / "task.json", got=f"{type(error).__name__}: {error}") from None
+        said: Mapping[str, Any] = json.loads(where.read_text(encoding="utf-8"))
+        name, labels, pair = said["name"], said.get("labels", ()), bool(said.get("pair", False))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise TaskError("not a task.json", where=where, got=f"{type(error).__name__}: {error}") from None
     kind = said.get("kind")
-    if kind not in KINDS:  # a free description: the shape of the data says what it is
+    if not isinstance(kind, str) or kind not in KINDS:  # a free description: the shape of the data says what it is
         kind = "pair_classification" if pair else "classification"
-    data = Parquet(source="parquet", folder=folder)
-    return Task(name=name, kind=str(kind), labels=labels, data=data, metric=str(said.get("metric", "")))
+    written = {
+        "name": name,
+        "kind": kind,
+        "labels": labels,
+        "data": {"source": "parquet", "folder": folder},
+        "metric": said.get("metric", ""),
+        "columns": {"text_pair": "text_pair"} if pair else {},
+    }
+    try:
+        return Task.model_validate(written)
+    except ValidationError as error:
+        first = error.errors()[0]
+        said_at = ".".join(map(str, first["loc"])) or "task"
+        raise TaskError("not a task.json", where=where, got=said_at, expected=first["msg"]) from None

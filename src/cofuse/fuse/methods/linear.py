@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ def linear(
         normalize: divide by the sum of the weights; without it the weighted sum is returned.
 
     Returns:
-        A tensor of that shape and dtype. Same as mergekit's `linear`.
+        A tensor of that shape and dtype. As mergekit's `linear`, but summed as differences from one of the models:
+        finetuned models differ little, so that the rounding of a long sum stays small, and models that agree give
+        what they agree on.
 
     Source: model soups, arXiv 2203.05482, eq. 1 (uniform soup: equal weights); ColD Fusion, arXiv 2212.01378, sec. 2.
 
@@ -31,9 +34,23 @@ def linear(
     >>> linear([torch.tensor([1.0]), torch.tensor([3.0])], None, weight=[1, 1])
     tensor([2.])
     """
-    total = None
-    for w, model in zip(weight, models, strict=True):
-        total = model * w if total is None else total.add_(model, alpha=w)
-    assert total is not None  # the plan refuses a fuse of no models
-    scale = sum(weight)
-    return total.div_(scale) if normalize and scale != 1.0 else total
+    import torch
+
+    # out = W t_k + sum_i w_i (t_i - t_k), over W where normalised; t_k is the first model that has a weight, so that a
+    # one-hot weight gives that model bit for bit.
+    scale = math.fsum(weight)
+    k = next((i for i, w in enumerate(weight) if w), 0)
+    pivot = total = difference = None
+    blocks = iter(models)
+    for i, w in enumerate(weight):
+        model = next(blocks)
+        if i == k:
+            pivot = model
+        elif pivot is not None and w:
+            difference = torch.sub(model, pivot, out=difference)  # one buffer for all of them
+            total = difference * w if total is None else total.add_(difference, alpha=w)
+        del model  # before the next one is read
+    assert pivot is not None  # the plan refuses a fuse of no models
+    if normalize:
+        return pivot.clone() if total is None else total.div_(scale).add_(pivot)
+    return pivot * scale if total is None else total.add_(pivot, alpha=scale)

@@ -30,6 +30,10 @@ def encode(examples: Examples, model: Checkpoint, max_length: int) -> Encoded:
     texts = [examples.inputs["text"]]
     if "text_pair" in examples.inputs:
         texts.append(examples.inputs["text_pair"])
+    for column in texts:
+        odd = next((text for text in column if not isinstance(text, str)), None)
+        if odd is not None:
+            raise TaskError("a text is not a string", got=repr(odd)[:80])
     batch = tokenizer(*[list(t) for t in texts], truncation=True, max_length=max_length, padding=False)
     keys = [k for k in ("input_ids", "token_type_ids", "attention_mask") if k in batch]
     rows = [{k: batch[k][i] for k in keys} | {"pad": tokenizer.pad_token_id} for i in range(len(examples))]

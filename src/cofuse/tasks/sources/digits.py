@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from ...document import Document
+from ...errors import TaskError
 
 # Shares of the 1,797 images that each split has; the split is fixed for all tasks, so none leaks into another.
 _VALIDATION, _TEST = 0.15, 0.35
@@ -33,7 +34,14 @@ class Digits(Document):
         return self
 
     def columns(self, split: str, names: tuple[str, ...]) -> dict[str, Any]:
-        """The split's images [n, 1, 8, 8] in 0 to 1, and labels."""
+        """The split's images [n, 1, 8, 8] in 0 to 1, and labels.
+
+        Raises:
+            TaskError: a column that digits do not have.
+        """
+        other = sorted(set(names) - {"image", "label"})
+        if other:
+            raise TaskError("a column is missing", where="digits", got="image, label", expected=", ".join(other))
         images, digits, splits = _load()
         group_of = {d: g for g, group in enumerate(self.groups) for d in group}
         rows = np.flatnonzero((splits == split) & np.isin(digits, list(group_of)))

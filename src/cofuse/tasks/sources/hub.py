@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
 from ...document import Document
 from ...errors import TaskError
+
+
+class Splits(Document):
+    """What the data set calls each split; one it lacks is null."""
+
+    train: str | None = "train"
+    validation: str | None = "validation"
+    test: str | None = "test"
 
 
 class Hub(Document):
@@ -18,9 +24,7 @@ class Hub(Document):
     id: str
     revision: str
     config: str | None = None
-    splits: dict[str, str] = Field(
-        default_factory=lambda: {"train": "train", "validation": "validation", "test": "test"}
-    )
+    splits: Splits = Splits()
 
     def columns(self, split: str, names: tuple[str, ...]) -> dict[str, Any]:
         """Columns of a split as lists.
@@ -30,9 +34,9 @@ class Hub(Document):
         """
         import datasets
 
-        theirs = self.splits.get(split)
+        theirs: str | None = getattr(self.splits, split)
         if theirs is None:
-            raise TaskError("no such split", where=self.id, got=split, expected=", ".join(self.splits))
+            raise TaskError("no such split", where=self.id, got=split)
         try:
             data = datasets.load_dataset(self.id, self.config, revision=self.revision, split=theirs)
         except Exception as error:  # the library raises whatever its loaders raise

@@ -28,14 +28,16 @@ class Parquet(Document):
 
         path = self.folder / f"{split}.parquet"
         try:
-            table = pq.read_table(path, columns=list(names))
+            with pq.ParquetFile(path) as file:
+                there = file.schema_arrow.names
+                missing = [n for n in names if n not in there]
+                table = None if missing else file.read(columns=list(names))
         except FileNotFoundError:
             raise TaskError("no such split", where=path) from None
-        except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-            raise TaskError("cannot read the split", where=path, got=str(error).splitlines()[0]) from None
-        missing = [n for n in names if n not in table.column_names]
-        if missing:
-            raise TaskError("a column is missing", where=path, got=table.column_names, expected=", ".join(missing))
+        except (pa.ArrowException, OSError) as error:
+            raise TaskError("cannot read the split", where=path, got=(str(error).splitlines() or ["?"])[0]) from None
+        if table is None:
+            raise TaskError("a column is missing", where=path, got=there, expected=", ".join(missing))
         return {n: table.column(n).to_pylist() for n in names}
 
     def fingerprint(self) -> str:
