@@ -55,19 +55,20 @@ def records(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def run(order: list[str], kill_after: float | None) -> tuple[float, bool]:
-    """Seconds that a run went on, and whether it ended by itself."""
+def run(order: list[str], kill_after: float | None) -> tuple[float, float | None]:
+    """Seconds that a run went on; and seconds from its kill until the last worker was gone, None when it ended itself."""
     began = time.monotonic()
     with subprocess.Popen(order, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:
             _, said = process.communicate(timeout=kill_after)
         except subprocess.TimeoutExpired:
+            killed = time.monotonic()
             process.send_signal(signal.SIGKILL)
             process.communicate()  # until the workers, which hold the same pipe, are gone too
-            return time.monotonic() - began, False
+            return killed - began, time.monotonic() - killed
     if process.returncode:
         sys.exit(f"the run failed:\n{said.decode()}")
-    return time.monotonic() - began, True
+    return time.monotonic() - began, None
 
 
 def main() -> None:
@@ -82,14 +83,15 @@ def main() -> None:
         quiet, killed = Path(scratch) / "quiet", Path(scratch) / "killed"
         whole, _ = run(command(given.study, quiet, given.workers), None)
         print(f"not killed: {whole:.1f} s, {records(quiet)} records")
-        print(f"\n{'kill':>4} {'after':>8} {'records kept':>13}")
+        print(f"\n{'kill':>4} {'after':>8} {'records kept':>13} {'workers gone':>13}")
         number, total, ended = 0, 0.0, False
         while number < given.kills and not ended:
-            seconds, ended = run(command(given.study, killed, given.workers), moments.uniform(0, whole))
+            seconds, gone = run(command(given.study, killed, given.workers), moments.uniform(0, whole))
             total += seconds
-            if not ended:
+            ended = gone is None
+            if gone is not None:
                 number += 1
-                print(f"{number:4} {seconds:6.1f} s {records(killed):13}", flush=True)
+                print(f"{number:4} {seconds:6.1f} s {records(killed):13} {gone:11.1f} s", flush=True)
             elif number < given.kills:
                 # All done before all kills were spent: what is left hits new runs.
                 same = outcome(quiet) == outcome(killed)

@@ -4,7 +4,8 @@
 
 Contributions are the base (MiniLM where it is installed, else random tensors of its shapes) plus small noise. Each fuse
 runs in a process of its own, several times over; the quickest counts, because other work on the machine can only add.
-Memory is what the process has of its own (RssAnon, sampled every 5 ms) over what it had before the fuse began.
+Memory is what the process has of its own (RssAnon, sampled every 5 ms) over what it had before the fuse began. Files are in
+the page cache, where they were just written.
 """
 
 from __future__ import annotations
@@ -138,6 +139,17 @@ def main() -> None:
             f"{count:6} {seconds:8.2f} {count * size / seconds / 1e6:10.0f} {peak / 1e6:8.1f} {peak / first_bytes:6.2f}x "
             f"{seconds / first_seconds:5.1f}x {seconds / first_seconds / (count / first):11.2f}x"
         )
+    if len(rows) > 1:
+        (slope, fixed), off = line([float(count) for count, _, _ in rows], [seconds for _, seconds, _ in rows])
+        print(f"seconds = {fixed:.2f} + {slope:.4f} models, at most {off:.0%} off; the first is writing one model")
+
+
+def line(x: list[float], y: list[float]) -> tuple[tuple[float, float], float]:
+    """Slope and start of the straight line with the least relative error, and its largest relative error."""
+    points = torch.tensor([[a / b, 1 / b] for a, b in zip(x, y, strict=True)], dtype=torch.float64)
+    found = torch.linalg.lstsq(points, torch.ones(len(y), 1, dtype=torch.float64)).solution[:, 0]
+    off = float((points @ found - 1).abs().max())
+    return (float(found[0]), float(found[1])), off
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def cofuse(*arguments: str | Path, cwd: Path, env: dict[str, str] | None = None)
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", **(env or {})},
     )
 

@@ -169,7 +169,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(whole: Path, small: Path) -> No
 
 
 def test_the_command_on_a_full_disk(whole: Path, small: Path) -> None:
-    fill(small, 20_000)
+    fill(small, 0)
     process = begin(*command(whole / "study.yaml", small / "run"))
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1

@@ -6,7 +6,6 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -291,11 +290,3 @@ def test_a_base_among_the_models_counts_for_nothing() -> None:
     )
     base, a, b = (Memory({"x": torch.tensor([v])}) for v in (1.0, 3.0, 7.0))
     assert fuse_recipe(recipe, [base, a, b], base).read("x").item() == 1 + (2 + 3 * 6) / 4
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from pydantic import ValidationError
 from tasks.tiny import even, vit
 
@@ -41,7 +40,7 @@ def test_a_measurement_can_be_repeated(name: str) -> None:
     assert run(name, vit(), old=vit(1)) == first
     assert (len(first.values), first.tested) == (SETTINGS[name]["draws"], 50)
     assert all(0 <= v <= 100 for v in first.values)
-    assert len({run(name, vit(), old=vit(1), seed=s).values for s in range(4)}) > 1
+    assert len({run(name, vit(), old=vit(), seed=s).values for s in range(4)}) > 1
 
 
 @every_protocol
@@ -166,11 +165,3 @@ def test_an_evaluation_names_its_protocols() -> None:
     for wrong in ({"porbe": {}}, {"finetune": {}}, {"probe": {"draws": 0}}, {"probe": {"every": -1}}):
         with pytest.raises(ValidationError):
             Evaluation.model_validate(wrong)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
