@@ -1,6 +1,6 @@
 """What `cofuse evolve` costs over its bare training and evaluation steps.
 
-    python benchmarks/evolve_overhead.py --tasks DIR [--rounds 2] [--steps 20] [--workers 2] [--times 2]
+    python benchmarks/evolve_overhead.py --tasks DIR [--rounds 3] [--steps 40] [--workers 2] [--times 2]
 
 A reduced text study (MiniLM, four contributors, probes on three unseen tasks) against a bare PyTorch loop that does the
 same: the same batches in the same order, AdamW, schedule, clipping and autocast; the same forward passes for features, and
@@ -298,8 +298,8 @@ def timed(orders: list[list[str]]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=Path, default=os.environ.get("COFUSE_TASKS"), help="COFUSE_TASKS by default")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--times", type=int, default=2)
     parser.add_argument("--bare", nargs=2, help=argparse.SUPPRESS)  # one process of the bare loop
