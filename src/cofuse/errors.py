@@ -11,6 +11,7 @@
     │   ├── CorruptError         bytes do not match their id
     │   └── RefError             a ref is missing, malformed or has moved
     ├── TaskError                a task, its data or its model cannot be used
+    │   └── DivergedError        training ended in weights that are not finite
     ├── StudyError               a study cannot be run or resumed
     └── Interrupted              somebody stopped the work; what is finished is kept
 
@@ -109,6 +110,10 @@ class RefError(StoreError):
 
 class TaskError(CofuseError):
     """A task, its data or its model cannot be used."""
+
+
+class DivergedError(TaskError):
+    """Training ended in weights that are not finite."""
 
 
 class StudyError(CofuseError):

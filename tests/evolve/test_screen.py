@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from cofuse.errors import StudyError
 from cofuse.evolve import read_records
 from cofuse.evolve.records import Accepted, by_kind
 from cofuse.evolve.screen import Offer, screen
-from cofuse.evolve.work import Work
+from cofuse.evolve.work import Contribute, Work
 from cofuse.store import Store
 
 from . import tiny
@@ -202,6 +203,24 @@ def test_a_round_goes_on_without_a_damaged_contribution(tmp_path: Path) -> None:
     (made,) = by_kind(read_records(tmp_path / "run" / "records.jsonl"), "round")
     assert [a.who for a in made.accepted] == ["even-0", "prime-2"]
     assert [r.who for r in made.refused] == ["least-1"]
+
+
+class DivergingOne(tiny.Here):
+    """One contributor's learning rate is far too high."""
+
+    def do(self, work: Work) -> dict[str, Any]:
+        if isinstance(work, Contribute) and work.folder.name == "least-1":
+            work = dataclasses.replace(work, settings=work.settings.model_copy(update={"learning_rate": 1e30}))
+        return super().do(work)
+
+
+def test_a_round_goes_on_without_a_contributor_that_diverged(tmp_path: Path) -> None:
+    study = tiny.write(tmp_path / "study.yaml", **tiny.ROUNDS, rounds=1)
+    tiny.go(study, tmp_path / "run", workers=DivergingOne)
+    (made,) = by_kind(read_records(tmp_path / "run" / "records.jsonl"), "round")
+    assert [a.who for a in made.accepted] == ["even-0", "prime-2"]
+    assert [r.who for r in made.refused] == ["least-1"]
+    assert "diverged" in made.refused[0].reason
 
 
 def slow(base: Tensors, bodies: list[Tensors]) -> list[tuple[float, float]]:

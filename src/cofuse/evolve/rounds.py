@@ -5,18 +5,18 @@ Source: ColD Fusion, arXiv 2212.01378, sec. 3, algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import StudyError
+from ..errors import DivergedError, StudyError
 from ..tasks import Task
 from ..tasks.finetune import Finetuning
 from . import costs
 from .measuring import Measuring
-from .records import ModelRecord, RoundRecord, job_id
+from .records import ModelRecord, Refused, RoundRecord, job_id
 from .screen import Offer, screen
 from .work import Contribute, seed_of
 from .workshop import Workshop, together
@@ -42,10 +42,11 @@ def one_round(shop: Workshop, base: ModelRecord, seed: int, number: int) -> Mode
         work[who] = contribution(shop, base, task, number, sample, study.finetune, place)
     done: RoundRecord | None = shop.journal.get(record_id)
     if done is None:
-        together([_training(shop, w) for w in work.values()])
-        offers = [Offer(who, w.folder) for who, w in work.items()]
+        diverged: dict[str, Refused] = {}
+        together([_training(shop, who, w, diverged) for who, w in work.items()])
+        offers = [Offer(who, w.folder) for who, w in work.items() if who not in diverged]
         offers += [Offer(f"offer {path.name}", shop.opened.folder / path) for path in study.offers.get(number, ())]
-        done = _fuse(shop, record_id, base, seed, number, offers)
+        done = _fuse(shop, record_id, base, seed, number, offers, [diverged[who] for who in work if who in diverged])
     else:
         shop.bar.advance(len(work) * costs.training(study.finetune, study.examples))
     shop.forget(shop.weights(f"seed-{seed}", f"round-{number}"))
@@ -97,22 +98,37 @@ def contribution_id(shop: Workshop, work: Contribute) -> str:
     )
 
 
-def _training(shop: Workshop, work: Contribute) -> Any:
-    return lambda: shop.trained(work, contribution_id(shop, work), work.task.name)
+def _training(shop: Workshop, who: str, work: Contribute, diverged: dict[str, Refused]) -> Callable[[], None]:
+    """One contributor's training; one whose training diverges has nothing to hand in, and the round goes on."""
+
+    def train() -> None:
+        try:
+            shop.trained(work, contribution_id(shop, work), work.task.name)
+        except DivergedError as error:
+            diverged[who] = Refused(who=who, reason=error.line)
+
+    return train
 
 
 def _fuse(
-    shop: Workshop, record_id: str, base: ModelRecord, seed: int, number: int, offers: Sequence[Offer]
+    shop: Workshop,
+    record_id: str,
+    base: ModelRecord,
+    seed: int,
+    number: int,
+    offers: Sequence[Offer],
+    diverged: Sequence[Refused],
 ) -> RoundRecord:
     before = shop.store.checkpoint(base.tree)
     screened = screen(offers, before)
-    for refused in screened.refused:
-        shop.progress.say(f"seed {seed}, round {number}: refused {refused.who}: {refused.reason}")
+    refused = (*diverged, *screened.refused)
+    for r in refused:
+        shop.progress.say(f"seed {seed}, round {number}: refused {r.who}: {r.reason}")
     if not screened.bodies:
         raise StudyError(
             "no contribution could be fused",
             where=f"seed {seed}, round {number}",
-            got="; ".join(f"{r.who}: {r.reason}" for r in screened.refused[:3]),
+            got="; ".join(f"{r.who}: {r.reason}" for r in refused[:3]),
         )
     recipe = shop.study.fuse
     commit = shop.store.commit(
@@ -124,7 +140,7 @@ def _fuse(
             "recipe": recipe.model_dump(mode="json"),
             "base": base.content,
             "inputs": [a.model_dump(mode="json") for a in screened.accepted],
-            "refused": [r.who for r in screened.refused],
+            "refused": [r.who for r in refused],
             "seed": seed,
             "round": number,
         },
@@ -138,7 +154,7 @@ def _fuse(
         tree=commit.tree,
         content=commit.content,
         accepted=screened.accepted,
-        refused=screened.refused,
+        refused=refused,
     )
     shop.journal.add(record)
     return record

@@ -22,7 +22,7 @@ from torch import nn
 
 from ..checkpoint import Checkpoint
 from ..document import Document
-from ..errors import TaskError
+from ..errors import DivergedError, TaskError
 from .examples import Examples
 from .kinds import Encoded, Kind
 from .model import Head, Pooling, Precision, body_width, forward_all, load_body, pooled, uses_bf16
@@ -255,7 +255,7 @@ def train(
     model.eval()
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise TaskError("training diverged: a weight is not finite", where=name, hint="lower the learning rate")
+            raise DivergedError("training diverged: a weight is not finite", where=name, hint="lower the learning rate")
     return taken, None if best is None else float(best)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..checkpoint import Memory
 from ..document import Document
-from ..errors import TaskError
+from ..errors import DivergedError, TaskError
 from .model import new_body, seeded
 from .sources import Source
 
@@ -39,7 +39,7 @@ def pretrain(settings: Pretraining) -> Memory:
     """Train a body by its objective and give it back as a checkpoint.
 
     Raises:
-        TaskError: transformers cannot build the model, the data are no images of its channels, or training diverged.
+        TaskError: transformers cannot build the model, the data are no images of its channels, or (DivergedError) training diverged.
     """
     return OBJECTIVES[settings.objective](settings)
 
@@ -83,7 +83,7 @@ def masked_image(settings: Pretraining) -> Memory:
             schedule.step()
             optimizer.zero_grad()
     if not all(torch.isfinite(p).all() for p in body.parameters()):
-        raise TaskError("training diverged: a weight is not finite", hint="lower the learning rate")
+        raise DivergedError("training diverged: a weight is not finite", hint="lower the learning rate")
     # The token that stood for masked patches belongs to the objective, as a head does.
     tensors = {n: t.detach().clone() for n, t in body.state_dict().items() if not n.endswith("mask_token")}
     return Memory(tensors, files={"config.json": config.to_json_string().encode()}, where="pretrained here")
