@@ -71,7 +71,7 @@ class _Drawn:
         return _DrawnBar(self._progress, self._progress.add_task(what, total=total, unit=unit))
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class _LineBar:
@@ -90,7 +90,7 @@ class _LineBar:
             self._said = now
             left = (now - self._began) * (self._total - self._done) / self._done
         share = 100 * self._done / self._total if self._total else 100.0
-        self._console.print(f"{self._what}: {share:.0f} %, {_clock(left)} left", highlight=False, markup=False)
+        self._console.print(f"{self._what}: {share:.0f} %, {_clock(left)} left", highlight=False, markup=False, soft_wrap=True)
 
 
 class _Lines:
@@ -101,7 +101,7 @@ class _Lines:
         return _LineBar(self._console, what, total)
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:
