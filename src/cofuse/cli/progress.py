@@ -90,7 +90,9 @@ class _LineBar:
             self._said = now
             left = (now - self._began) * (self._total - self._done) / self._done
         share = 100 * self._done / self._total if self._total else 100.0
-        self._console.print(f"{self._what}: {share:.0f} %, {_clock(left)} left", highlight=False, markup=False, soft_wrap=True)
+        self._console.print(
+            f"{self._what}: {share:.0f} %, {_clock(left)} left", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 class _Lines:
