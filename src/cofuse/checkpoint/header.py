@@ -30,6 +30,8 @@ MAX_COUNT = 2**63  # bits of a tensor, its empty dimensions left out: beyond it,
 _NAME = rf"[A-Za-z0-9_][A-Za-z0-9_.\-+/:@#$=~()\[\]<>, |]{{0,{MAX_NAME - 1}}}+"
 NAME = re.compile(_NAME)
 
+# Up to Python 3.11.4 a group that repeats possessively may end inside its last, failed turn (python/cpython#106052); what
+# uses such a match therefore converts it again, and takes a failure for what it is.
 _SPACE = r"[ \t\n\r]*+"
 _PLAIN = r'[^"\\\x00-\x1f]*+'
 _STRING = rf'"({_PLAIN}(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{{4}}){_PLAIN})*+)"'
@@ -185,7 +187,10 @@ class _Scanner:
                     check_name(name, self.where)
                 if dtype is None or dims is None or start is None:
                     raise self.malformed()
-                shape = tuple(map(int, dims.split(","))) if dims else ()
+                try:
+                    shape = tuple(map(int, dims.split(","))) if dims else ()
+                except ValueError:
+                    raise self.malformed() from None
                 entries[name] = self.checked(name, dtype, shape, int(start), int(end))
                 self.at = tensor.end()
             elif text.startswith("}", self.at):
@@ -224,7 +229,10 @@ class _Scanner:
         whole = _METADATA.match(self.text, self.at)
         if whole is None:
             raise self.error("__metadata__ is not an object of strings", got=ascii(self.text[self.at : self.at + 40]))
-        pairs: list[tuple[str, str]] = _PAIRS.decode(whole.group())
+        try:
+            pairs: list[tuple[str, str]] = _PAIRS.decode(whole.group())
+        except ValueError as error:
+            raise self.error("__metadata__ is not JSON", got=error) from None
         if len(pairs) > MAX_METADATA:
             raise self.error("too much metadata", got=len(pairs), expected=f"at most {MAX_METADATA} entries")
         found = dict(pairs)
