@@ -1,7 +1,24 @@
 """Settings of all tests."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
 from hypothesis import settings
+from threadpoolctl import threadpool_limits
 
 # The same examples every time: a failure belongs to the change that made it. Long runs draw anew (`slow`).
 settings.register_profile("cofuse", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("cofuse")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """One thread for models this small: on a busy machine, threads that wait for each other take ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(before)

@@ -34,11 +34,19 @@ def linear(
     >>> linear([torch.tensor([1.0]), torch.tensor([3.0])], None, weight=[1, 1])
     tensor([2.])
     """
-    import torch
-
     # out = W t_k + sum_i w_i (t_i - t_k), over W where normalised; t_k is the first model that has a weight, so that a
     # one-hot weight gives that model bit for bit.
     scale = math.fsum(weight)
+    pivot, total = about_pivot(models, weight)
+    if normalize:
+        return pivot.clone() if total is None else total.div_(scale).add_(pivot)
+    return pivot * scale if total is None else total.add_(pivot, alpha=scale)
+
+
+def about_pivot(models: Iterable[torch.Tensor], weight: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The first model t_k that has a weight, and sum_i w_i (t_i - t_k) over the others (None where there are none)."""
+    import torch
+
     k = next((i for i, w in enumerate(weight) if w), 0)
     pivot = total = difference = None
     blocks = iter(models)
@@ -51,6 +59,4 @@ def linear(
             total = difference * w if total is None else total.add_(difference, alpha=w)
         del model  # before the next one is read
     assert pivot is not None  # the plan refuses a fuse of no models
-    if normalize:
-        return pivot.clone() if total is None else total.div_(scale).add_(pivot)
-    return pivot * scale if total is None else total.add_(pivot, alpha=scale)
+    return pivot, total

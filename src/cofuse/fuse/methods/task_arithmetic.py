@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from .linear import about_pivot
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,17 +47,6 @@ def task_arithmetic(
     # As in `linear`, sum_i w_i (t_i - base) = W (t_k - base) + sum_i w_i (t_i - t_k), t_k the first model with a weight.
     # lerp(base, t_k, 1) is t_k itself, where base + (t_k - base) is rounded.
     whole = math.fsum(weight)
-    k = next((i for i, w in enumerate(weight) if w), 0)
-    pivot = total = delta = None
-    blocks = iter(models)
-    for i, w in enumerate(weight):
-        model = next(blocks)
-        if i == k:
-            pivot = model
-        elif pivot is not None and w:
-            delta = torch.sub(model, pivot, out=delta)  # one buffer for all of them
-            total = delta * w if total is None else total.add_(delta, alpha=w)
-        del model  # before the next one is read
-    assert pivot is not None  # the plan refuses a fuse of no models
+    pivot, total = about_pivot(models, weight)
     result = torch.lerp(base, pivot, scale if normalize else scale * whole)
     return result if total is None else result.add_(total, alpha=scale / whole if normalize else scale)
