@@ -6,7 +6,7 @@ from .disk import SafetensorsFile, Shards, is_adapter, open_local
 from .durable import building, replace_file, sync_folder, write_synced
 from .header import Entry, Header, build_header, parse_header, read_header
 from .identity import CHUNK, chunks, content_id, content_id_of, tensor_id, tensor_id_of
-from .parallel import for_each
+from .parallel import for_each, map_each
 from .views import Slice, Source, View, overlaid, renamed, restacked
 from .writer import Written, plan_layout, save
 
@@ -34,6 +34,7 @@ __all__ = [
     "content_id_of",
     "for_each",
     "is_adapter",
+    "map_each",
     "open_local",
     "overlaid",
     "parse_header",

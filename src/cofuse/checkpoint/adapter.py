@@ -222,7 +222,7 @@ class Adapter(Checkpoint):
         for first in range(0, total, rows):
             yield first * row_bytes, min(first + rows, total) * row_bytes
 
-    def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytes | bytearray:
+    def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytes | bytearray | memoryview:
         start, stop = self.check_range(name, start, stop)
         name = self.resolve(name)
         if name not in self._changes or start == stop:

@@ -87,12 +87,20 @@ class Checkpoint(ABC):
         """
 
     @abstractmethod
-    def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytes | bytearray:
+    def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytes | bytearray | memoryview:
         """Bytes `start` to `stop` of a tensor's row-major little-endian data: the primitive.
 
         Raises:
             CheckpointError: there is no such tensor, the range lies outside it, or its bytes cannot be had.
         """
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        """Bytes `start` and on of a tensor, as many as `out` has room for, into memory that is there already.
+
+        Raises:
+            CheckpointError: see `read_bytes`.
+        """
+        out[:] = self.read_bytes(name, start, start + len(out))
 
     # What most checkpoints know when they are made; one that computes these overrides the properties instead.
     _files: Mapping[str, bytes] = MappingProxyType({})
@@ -223,7 +231,7 @@ class Checkpoint(ABC):
         return start, end
 
 
-def _tensor(data: bytes | bytearray, dtype: str, shape: tuple[int, ...], where: str) -> torch.Tensor:
+def _tensor(data: bytes | bytearray | memoryview, dtype: str, shape: tuple[int, ...], where: str) -> torch.Tensor:
     import torch
 
     try:
@@ -232,7 +240,7 @@ def _tensor(data: bytes | bytearray, dtype: str, shape: tuple[int, ...], where: 
         raise CheckpointError("torch has no such dtype", where=where, got=dtype) from None
     if not len(data):
         return torch.empty(shape, dtype=kind)
-    if isinstance(data, bytes):
+    if isinstance(data, bytes) or (isinstance(data, memoryview) and data.readonly):
         data = bytearray(data)  # torch wants memory that may be written
     return torch.frombuffer(data, dtype=kind).reshape(shape)
 

@@ -62,6 +62,11 @@ class SafetensorsFile(Checkpoint):
         entry = self.header.entries[self.resolve(name)]
         return read_range(self._fd, self.header.data_start + entry.start + start, stop - start, self.where, name)
 
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        self.check_range(name, start, start + len(out))
+        entry = self.header.entries[self.resolve(name)]
+        fill(self._fd, self.header.data_start + entry.start + start, out, self.where, name)
+
     def close(self) -> None:
         """Give the file descriptor back."""
         if self._fd >= 0:
@@ -104,6 +109,9 @@ class Shards(Checkpoint):
     def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytearray:
         return self._shard(name).read_bytes(name, start, stop)
 
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        self._shard(name).read_into(name, start, out)
+
     def _shard(self, name: str) -> SafetensorsFile:
         shard = self._home.get(self.resolve(name))
         if shard is None:
@@ -121,11 +129,16 @@ class Shards(Checkpoint):
 def read_range(fd: int, offset: int, length: int, where: str, name: str) -> bytearray:
     """Read exactly `length` bytes into fresh memory."""
     data = bytearray(length)
-    view = memoryview(data)
+    fill(fd, offset, memoryview(data), where, name)
+    return data
+
+
+def fill(fd: int, offset: int, out: memoryview, where: str, name: str) -> None:
+    """Read exactly as many bytes as `out` has room for."""
     done = 0
-    while done < length:
+    while done < len(out):
         try:
-            got = os.preadv(fd, [view[done:]], offset + done)
+            got = os.preadv(fd, [out[done:]], offset + done)
         except OSError as error:
             raise CheckpointError("cannot read", where=f"{where}: {name}", got=error.strerror) from None
         if got == 0:
@@ -133,11 +146,10 @@ def read_range(fd: int, offset: int, length: int, where: str, name: str) -> byte
                 "file ends inside a tensor",
                 where=f"{where}: {name}",
                 got=f"{done} bytes",
-                expected=f"{length}",
+                expected=f"{len(out)}",
                 hint="the file shrank while it was open: get it again",
             )
         done += got
-    return data
 
 
 def open_local(path: str | Path) -> Checkpoint:

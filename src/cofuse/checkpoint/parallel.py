@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 J = TypeVar("J")
+R = TypeVar("R")
 
 
 def for_each(work: Callable[[J], None], jobs: Iterable[J], threads: int) -> None:
@@ -35,3 +36,20 @@ def for_each(work: Callable[[J], None], jobs: Iterable[J], threads: int) -> None
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def map_each(work: Callable[[J], R], jobs: Sequence[J], threads: int) -> list[R]:
+    """What `work` gives for every job, in the order of the jobs, however many threads work on them.
+
+    >>> map_each(abs, [-1, 2, -3], threads=2)
+    [1, 2, 3]
+    """
+    if threads <= 1 or len(jobs) <= 1:
+        return [work(job) for job in jobs]
+    found: list[R | None] = [None] * len(jobs)
+
+    def keep(numbered: tuple[int, J]) -> None:
+        found[numbered[0]] = work(numbered[1])
+
+    for_each(keep, enumerate(jobs), threads)
+    return found  # type: ignore[return-value]  # each place was filled, or for_each raised

@@ -45,9 +45,13 @@ class View(Checkpoint):
         source = self._source(name)
         return source.checkpoint.spec(source.name)
 
-    def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytes | bytearray:
+    def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytes | bytearray | memoryview:
         source = self._source(name)
         return source.checkpoint.read_bytes(source.name, start, stop)
+
+    def read_into(self, name: str, start: int, out: memoryview) -> None:
+        source = self._source(name)
+        source.checkpoint.read_into(source.name, start, out)
 
     def blocks(self, name: str, size: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
         source = self._source(name)

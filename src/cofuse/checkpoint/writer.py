@@ -85,6 +85,7 @@ def save(
     threads: int | None = None,
     progress: Progress = SILENT,
     block: int = BLOCK_BYTES,
+    durable: bool = True,
 ) -> Written:
     """Write a checkpoint as safetensors, streaming; memory is about two blocks a thread and input.
 
@@ -96,6 +97,8 @@ def save(
         threads: how many; the processor's number when None. The bytes do not depend on it.
         progress: told of every block written.
         block: bytes a thread handles at a time.
+        durable: whether it must survive a power cut. Without it the files are not fsynced: after a cut they may be
+            there with bytes missing, so this is for what can be made again and is checked before it is used.
 
     Raises:
         CheckpointError: nothing can be written there (a full disk among others); what was there is untouched.
@@ -106,13 +109,14 @@ def save(
     metadata = {"format": "pt", **own, **checkpoint.aliases}
     layout = plan_layout(specs, metadata, max_shard_bytes)
     _refuse_to_replace(folder)
+    write = write_synced if durable else _write_new
     with building(folder) as temporary:
         for name, data in checkpoint.files.items():
             if not name or Path(name).name != name or name.startswith(".") or "\0" in name:
                 raise CheckpointError("not a name for a file", where=checkpoint.where, got=ascii(name[:80]))
-            write_synced(temporary / name, data)
+            write(temporary / name, data)
         if layout.index is not None:
-            write_synced(temporary / "model.safetensors.index.json", layout.index)
+            write(temporary / "model.safetensors.index.json", layout.index)
         total = sum(h.data_start + h.data_bytes for h in layout.headers.values())
         bar = progress.bar(f"writing {folder.name}", total, "B")
         with _Places(temporary, layout) as places:
@@ -122,7 +126,7 @@ def save(
                 for start, stop in checkpoint.blocks(name, block)
             )
 
-            def write(job: tuple[str, int, int]) -> None:
+            def copy(job: tuple[str, int, int]) -> None:
                 name, start, stop = job
                 data = checkpoint.read_bytes(name, start, stop)
                 if len(data) != stop - start:
@@ -135,9 +139,15 @@ def save(
                 places.write(name, start, data)
                 bar.advance(stop - start)
 
-            for_each(write, jobs, threads or os.cpu_count() or 1)
-            places.sync()
+            for_each(copy, jobs, threads or os.cpu_count() or 1)
+            if durable:
+                places.sync()
     return Written(folder, total, len(specs), len(layout.headers))
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
 
 
 def _reading_order(checkpoint: Checkpoint, layout: Layout) -> Iterator[str]:
@@ -184,7 +194,7 @@ class _Places:
             raise
         return self
 
-    def write(self, name: str, start: int, data: bytes | bytearray) -> None:
+    def write(self, name: str, start: int, data: bytes | bytearray | memoryview) -> None:
         file = self._layout.homes[name]
         header = self._layout.headers[file]
         _write_at(self._fds[file], data, header.data_start + header.entries[name].start + start)
@@ -209,7 +219,7 @@ def _reserve(fd: int, size: int) -> None:
                 raise
 
 
-def _write_at(fd: int, data: bytes | bytearray, offset: int) -> None:
+def _write_at(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
         done = os.pwrite(fd, view, offset)

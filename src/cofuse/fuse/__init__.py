@@ -2,7 +2,7 @@
 
 from .execute import CpuExecutor, Executor
 from .fused import Fused, fuse, fuse_recipe
-from .methods import METHODS, Method, Parameter
+from .methods import METHODS, Method, Parameter, Place
 from .plan import Plan, TensorPlan, make_plan
 from .recipe import ModelInput, Recipe, read_recipe
 
@@ -14,6 +14,7 @@ __all__ = [
     "Method",
     "ModelInput",
     "Parameter",
+    "Place",
     "Plan",
     "Recipe",
     "TensorPlan",

@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..checkpoint import Checkpoint, TensorSpec
 from ..checkpoint.dtypes import FLOATING
 from ..errors import FuseError
+from .floats import FLOATS
 from .methods import METHODS
 from .recipe import DTYPE_WORDS, Recipe, Value
 
-FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
-# Floats whose values mean something only with a scale that stands elsewhere, or that torch cannot compute with.
+# Floats whose values mean something only with a scale that stands elsewhere, or that nobody computes with.
 REFUSED = frozenset({*FLOATING, "C64"} - FLOATS)
 # Weights whose sum is smaller than this share of the largest one cancel; dividing by it would make noise a model.
 CANCELLED = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
+class Input:
+    """A tensor that goes into the fuse: which of the opened checkpoints has it, under which name."""
+
+    checkpoint: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """One tensor of the result. `method` is None for what is copied: integers and buffers are never averaged."""
+    """One tensor of the result.
+
+    `method` is None for what is copied from the one input: integers and buffers are never averaged. Parameters that
+    each model has for itself are tuples, in the order of the inputs.
+    """
 
     name: str
     spec: TensorSpec
     method: str | None
-    parameters: Mapping[str, Value | tuple[float, ...]]
+    inputs: tuple[Input, ...]
+    base: Input | None = None
+    parameters: Mapping[str, Value | tuple[Value, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +49,7 @@ class Plan:
 
     recipe: Recipe
     tensors: Mapping[str, TensorPlan]
+    leader: int  # which checkpoint gives files, metadata and tied names
     bytes_read: int
     bytes_written: int
 
@@ -56,7 +71,7 @@ def make_plan(recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | N
     if method.needs_base and base is None:
         raise FuseError("the method needs a base", where=recipe.merge_method)
     leader = base if base is not None else models[0]
-    parameters: dict[str, Value | tuple[float, ...]] = {}
+    parameters: dict[str, Value | tuple[Value, ...]] = {}
     for name, parameter in method.parameters.items():
         common = recipe.parameters.get(name, parameter.default)
         if parameter.per_model:
@@ -90,9 +105,15 @@ def make_plan(recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | N
             _check_same(model, name, spec)
         fused = spec.dtype in FLOATS
         out = TensorSpec(out_dtype, spec.shape) if fused and out_dtype else spec
-        tensors[name] = TensorPlan(name, out, recipe.merge_method if fused else None, parameters if fused else {})
-        inputs = [*models, *([base] if method.needs_base and base is not None else [])] if fused else [leader]
-        read += sum(m.spec(name).nbytes for m in inputs)
+        inputs = tuple(Input(i, name) for i in range(len(models)))
+        if fused:
+            own = Input(len(models), name) if method.needs_base else None
+            tensors[name] = TensorPlan(name, out, recipe.merge_method, inputs, own, parameters)
+            read += sum(m.spec(name).nbytes for m in (*models, *([base] if own and base is not None else [])))
+        else:
+            place = len(models) if base is not None else 0
+            tensors[name] = TensorPlan(name, out, None, (Input(place, name),))
+            read += spec.nbytes
         written += out.nbytes
     for model in models:
         extra = [n for n in model.names() if n not in leader]
@@ -103,11 +124,11 @@ def make_plan(recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | N
                 got=", ".join(extra[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else ""),
                 hint="take its body first: cofuse body TUNED OUT --like BASE",
             )
-    return Plan(recipe, tensors, read, written)
+    return Plan(recipe, tensors, len(models) if base is not None else 0, read, written)
 
 
-def _floats(value: Value | tuple[float, ...]) -> tuple[float, ...]:
-    return value if isinstance(value, tuple) else (float(value),)
+def _floats(value: Value | tuple[Value, ...]) -> tuple[float, ...]:
+    return tuple(map(float, value if isinstance(value, tuple) else (value,)))
 
 
 def _check_same(model: Checkpoint, name: str, spec: TensorSpec) -> None:

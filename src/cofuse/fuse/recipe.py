@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, ValidationError, field_validator, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError, field_validator, model_validator
 
 from ..document import Document, Keys, PlacedError, nearest, read_document
 from ..errors import FuseError
 from .methods import METHODS, Parameter
 
-Value = StrictBool | StrictInt | StrictFloat  # "0.5" in quotes is a mistake, not a number
+Value = StrictBool | StrictInt | StrictFloat | StrictStr  # "0.5" in quotes is a mistake, not a number
 
 
 class ModelInput(Document):
@@ -34,6 +34,7 @@ class Recipe(Document):
     parameters: dict[str, Value] = Field(default_factory=dict)
     dtype: str | None = None
     out_dtype: str | None = None
+    seed: int = 0
 
     @field_validator("merge_method")
     @classmethod

@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Protocol
 from .cpu import CpuExecutor
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from ..fused import Fused
+    from ..methods import Place
 
 
 class Executor(Protocol):
     """Computes blocks of a fused checkpoint; called from many threads at once."""
 
-    def block(self, fused: Fused, name: str, start: int, stop: int) -> bytes | bytearray:
-        """Elements `start` to `stop` of a fused tensor, as bytes of its output dtype."""
+    def block(self, fused: Fused, name: str, index: int) -> npt.NDArray[np.uint8]:
+        """The stored bytes of one block of a fused tensor."""
+
+    def survey(self, fused: Fused, name: str, places: list[Place]) -> object:
+        """What the tensor's method must know of all these blocks before it can compute one."""
 
 
 __all__ = ["CpuExecutor", "Executor"]

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from .linear import about_pivot
-
-if TYPE_CHECKING:
-    import torch
+from .method import Array
 
 
 def task_arithmetic(
-    models: Iterable[torch.Tensor],
-    base: torch.Tensor | None,
+    models: Iterable[Array],
+    base: Array | None,
     *,
     weight: Sequence[float],
     scale: float = 1.0,
     normalize: bool = False,
-) -> torch.Tensor:
+) -> Array:
     """The base plus the weighted sum of the task vectors.
 
         out = base + lambda sum_i w_i (t_i - base)        (divided by sum_i w_i when normalised)
@@ -32,21 +29,29 @@ def task_arithmetic(
         normalize: divide the sum by the sum of the weights, as mergekit does on request.
 
     Returns:
-        A tensor of that shape and dtype.
+        An array of that shape and dtype.
 
     Source: Editing models with task arithmetic, arXiv 2212.04089, sec. 2. mergekit rounds each task vector to the
     working dtype first; blocks come here in float32, so small bf16 vectors keep their low bits.
 
-    >>> import torch
-    >>> task_arithmetic([torch.tensor([3.0])], torch.tensor([1.0]), weight=[0.5])
-    tensor([2.])
+    >>> import numpy as np
+    >>> task_arithmetic([np.array([3.0])], np.array([1.0]), weight=[0.5])
+    array([2.])
     """
-    import torch
-
     assert base is not None  # the plan refuses this method without a base
-    # As in `linear`, sum_i w_i (t_i - base) = W (t_k - base) + sum_i w_i (t_i - t_k), t_k the first model with a weight.
-    # lerp(base, t_k, 1) is t_k itself, where base + (t_k - base) is rounded.
+    # As in `linear`, sum_i w_i (t_i - base) = W (t_k - base) + sum_i w_i (t_i - t_k), t_k the first model with a weight;
+    # and with lambda W = 1 the base cancels: base + (t_k - base) would be rounded where t_k is exact.
     whole = math.fsum(weight)
     pivot, total = about_pivot(models, weight)
-    result = torch.lerp(base, pivot, scale if normalize else scale * whole)
-    return result if total is None else result.add_(total, alpha=scale / whole if normalize else scale)
+    share = scale if normalize else scale * whole
+    if share == 1.0:
+        result = pivot
+    else:
+        pivot -= base
+        pivot *= share
+        pivot += base
+        result = pivot
+    if total is not None:
+        total *= scale / whole if normalize else scale
+        result += total
+    return result
