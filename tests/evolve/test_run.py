@@ -24,6 +24,9 @@ from . import tiny
 class Idle(tiny.Here):
     """Workers that must not be asked."""
 
+    def start(self) -> None:
+        raise AssertionError("started for nothing")
+
     def do(self, work: Work) -> dict[str, Any]:
         raise AssertionError(f"done again: {work}")
 
@@ -68,6 +71,13 @@ def test_workers_take_as_many_threads_as_they_are_told(monkeypatch: pytest.Monke
         used = workers.do(Threads())  # type: ignore[arg-type]
     assert len(used) > 1
     assert set(used.values()) == {1}
+
+
+def test_workers_start_before_they_are_asked() -> None:
+    with Workers(2, 1) as workers:
+        workers.start()
+        assert len(workers._pool._processes) == 2
+        assert workers.do(Threads())  # type: ignore[arg-type]
 
 
 def test_everything_asked_for_is_there(whole: Path) -> None:

@@ -15,11 +15,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cofuse.checkpoint import Memory, content_id, open_local
-from cofuse.errors import StudyError
+from cofuse.checkpoint import CHUNK, Memory, content_id, open_local, tensor_id
+from cofuse.errors import CheckpointError, StudyError
 from cofuse.evolve import read_records
 from cofuse.evolve.records import Accepted, by_kind
-from cofuse.evolve.screen import Offer, screen
+from cofuse.evolve.screen import Offer, finite_ids, screen
 from cofuse.evolve.work import Contribute, Work
 from cofuse.store import Store
 
@@ -272,10 +272,59 @@ def test_norms_and_cosines_are_those_of_the_whole_vectors(
 
 def test_changes_of_several_blocks_are_measured_whole(tmp_path: Path) -> None:
     random = torch.Generator().manual_seed(0)
-    base, *bodies = [{"w": torch.randn(900, 500, generator=random)} for _ in range(4)]
+    base, *bodies = [{"w": torch.randn(1100, 1000, generator=random)} for _ in range(4)]
+    assert base["w"].nbytes > CHUNK
     for found, (norm, cosine) in zip(measured(base, bodies, tmp_path), slow(base, bodies), strict=True):
         assert found.norm == pytest.approx(norm, abs=2e-6)
         assert found.cosine == pytest.approx(cosine, abs=1e-4)
+
+
+def test_tensors_that_stayed_as_they_are_count_as_unchanged(tmp_path: Path) -> None:
+    # Against a base in a store, whose tensors have ids already: those with the base's are not read.
+    random = torch.Generator().manual_seed(1)
+    base = {name: torch.randn(40, 30, generator=random) for name in "abc"}
+    bodies = [{n: t + 0.1 * torch.randn(t.shape, generator=random) for n, t in base.items()} for _ in range(3)]
+    bodies[0]["a"] = bodies[1]["a"] = base["a"]
+    for body in bodies:
+        body["b"] = base["b"]
+    store = Store.init(tmp_path / "store")
+    stored = store.checkpoint(store.commit(Memory(base), message="base", branch="base").tree)
+    offers = [Offer(str(i), folder_of(b, tmp_path / str(i))) for i, b in enumerate(bodies)]
+    screened = screen(offers, stored)
+    assert not screened.refused
+    for found, (norm, cosine) in zip(screened.accepted, slow(base, bodies), strict=True):
+        assert found.norm == pytest.approx(norm, abs=2e-6)
+        assert found.cosine == pytest.approx(cosine, abs=1e-4)
+
+
+FLOAT_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@given(
+    seed=st.integers(0, 999),
+    dtype=st.sampled_from(FLOAT_DTYPES),
+    wrong=st.sampled_from([None, float("nan"), float("inf"), -float("inf")]),
+    large=st.booleans(),
+    length=st.sampled_from([1, 7, 3000]),
+)
+def test_what_is_not_finite_is_found_and_what_is_huge_is_not(
+    seed: int, dtype: torch.dtype, wrong: float | None, large: bool, length: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    values = torch.randn(length, generator=random, dtype=torch.float64).sign()
+    values *= torch.finfo(dtype).max if large else 1.0
+    if wrong is not None:
+        values[seed % length] = wrong
+        values[min(length - 1, seed % length + 3)] = -wrong  # an infinity less an infinity
+    tensor = values.to(dtype)
+    checkpoint = Memory({"count": torch.arange(5), "w": tensor, "empty": torch.empty(0, 3), "one": torch.tensor(1.0)})
+    places = (~tensor.double().isfinite()).nonzero().flatten().tolist()  # the slow twin
+    if places:
+        with pytest.raises(CheckpointError, match="not finite") as refused:
+            finite_ids(checkpoint)
+        assert str(refused.value.got).endswith(f" at element {places[0]}")
+    else:
+        assert finite_ids(checkpoint) == {name: tensor_id(checkpoint, name) for name in checkpoint.names()}
 
 
 def test_a_huge_change_is_measured_and_its_record_can_be_read(tmp_path: Path) -> None:

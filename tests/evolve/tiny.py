@@ -88,6 +88,9 @@ class Here:
     def __init__(self, count: int, threads: int) -> None:
         self.done: list[Work] = []
 
+    def start(self) -> None:
+        pass
+
     def do(self, work: Work) -> dict[str, Any]:
         with self._one_at_a_time, warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,6 +86,7 @@ def save(
     progress: Progress = SILENT,
     block: int = BLOCK_BYTES,
     durable: bool = True,
+    last: Callable[[], Mapping[str, bytes]] | None = None,
 ) -> Written:
     """Write a checkpoint as safetensors, streaming; memory is about two blocks a thread and input.
 
@@ -99,6 +100,8 @@ def save(
         block: bytes a thread handles at a time.
         durable: whether it must survive a power cut. Without it the files are not fsynced: after a cut they may be
             there with bytes missing, so this is for what can be made again and is checked before it is used.
+        last: called when every tensor is written; gives files that could not be made before (a record of what was
+            read), which take the place of the checkpoint's own of the same name.
 
     Raises:
         CheckpointError: nothing can be written there (a full disk among others); what was there is untouched.
@@ -140,6 +143,9 @@ def save(
                 bar.advance(stop - start)
 
             for_each(copy, jobs, threads or os.cpu_count() or 1)
+            for name, data in last().items() if last is not None else ():
+                (temporary / name).unlink(missing_ok=True)
+                write(temporary / name, data)
             if durable:
                 places.sync()
     return Written(folder, total, len(specs), len(layout.headers))

@@ -55,7 +55,7 @@ def _intertrained(shop: Workshop, start: ModelRecord, seed: int, i: int) -> Mode
     record_id = contribution_id(shop, work)
 
     def made() -> Checkpoint:
-        return open_contribution(shop.trained(work, record_id, task.name), shop.store.checkpoint(start.tree))
+        return open_contribution(shop.trained(work, record_id, task.name), shop.store.checkpoint(start.tree))[0]
 
     model = shop.kept(
         job_id("alone", contribution=record_id),
@@ -99,7 +99,7 @@ def multitask(shop: Workshop, measuring: Measuring, start: ModelRecord, seed: in
     )
     model = shop.kept(
         job_id("multitask model", contribution=record_id),
-        lambda: open_contribution(shop.trained(work, record_id, "multitask"), shop.store.checkpoint(start.tree)),
+        lambda: open_contribution(shop.trained(work, record_id, "multitask"), shop.store.checkpoint(start.tree))[0],
         name="multitask",
         seed=seed,
         branch=f"multitask-seed-{seed}",

@@ -12,15 +12,19 @@ import warnings
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ..errors import StudyError
 
 if TYPE_CHECKING:
     # A worker watches its parent from the moment this file is imported, and `work` brings torch, which takes seconds.
+    from collections.abc import Callable
     from concurrent.futures import Future
 
     from .work import Work
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # What a worker takes beside the model it trains: Python, torch and transformers.
 WORKER_BYTES = 1_000_000_000
@@ -68,6 +72,12 @@ class Workers:
             initargs=(os.getpid(), threads),
         )
 
+    def start(self) -> None:
+        """Start all processes and have them import what work needs; not waited for."""
+        with contextlib.suppress(BrokenProcessPool):  # the first piece of work tells of it
+            for _ in range(self.count):
+                self._submit(_import_all)
+
     def do(self, work: Work) -> dict[str, Any]:
         """Have a worker do something, and wait for it.
 
@@ -75,7 +85,7 @@ class Workers:
             StudyError: the worker died (out of memory, most often).
         """
         try:
-            return self._submit(work).result()
+            return self._submit(_do, work).result()
         except (BrokenProcessPool, CancelledError):
             raise StudyError(
                 "a worker process died",
@@ -83,7 +93,7 @@ class Workers:
                 hint="run the same command again, with fewer workers (--workers 1)",
             ) from None
 
-    def _submit(self, work: Work) -> Future[dict[str, Any]]:
+    def _submit(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> Future[R]:
         with self._lock:
             if self._killed:  # a pool that has no processes yet would start them
                 raise BrokenProcessPool
@@ -91,7 +101,7 @@ class Workers:
             # import does not make each of them print a traceback.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
             try:
-                return self._pool.submit(_do, work)
+                return self._pool.submit(function, *arguments, **named)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -132,6 +142,13 @@ def _die_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
+
+
+def _import_all() -> None:
+    # An error here stays in a future that nobody looks at; the first piece of work tells of it.
+    from transformers import Trainer  # noqa: F401
+
+    from . import work  # noqa: F401
 
 
 def _do(work: Work) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class ContributionRecord(_Record):
     steps: int
     validation: float | None
     seconds: float
+    content: str | None = None  # of what was written, by which damage is found; runs begun long ago do not say
 
 
 class Accepted(BaseModel):

@@ -5,19 +5,21 @@ Source: ColD Fusion, arXiv 2212.01378, sec. 3, algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..checkpoint import Checkpoint
 from ..errors import DivergedError, StudyError
 from ..tasks import Task
 from ..tasks.finetune import Finetuning
 from . import costs
 from .measuring import Measuring
 from .records import ModelRecord, Refused, RoundRecord, job_id
-from .screen import Offer, screen
+from .screen import Examined, Offer, compare, examine
 from .work import Contribute, seed_of
 from .workshop import Workshop, together
 
@@ -42,11 +44,16 @@ def one_round(shop: Workshop, base: ModelRecord, seed: int, number: int) -> Mode
         work[who] = contribution(shop, base, task, number, sample, study.finetune, place)
     done: RoundRecord | None = shop.journal.get(record_id)
     if done is None:
-        diverged: dict[str, Refused] = {}
-        together([_training(shop, who, w, diverged) for who, w in work.items()])
-        offers = [Offer(who, w.folder) for who, w in work.items() if who not in diverged]
-        offers += [Offer(f"offer {path.name}", shop.opened.folder / path) for path in study.offers.get(number, ())]
-        done = _fuse(shop, record_id, base, seed, number, offers, [diverged[who] for who in work if who in diverged])
+        before = shop.store.checkpoint(base.tree)
+        offers = [Offer(f"offer {path.name}", shop.opened.folder / path) for path in study.offers.get(number, ())]
+        # Each is examined while workers train the others, not all of them while the workers wait.
+        found = together(
+            [
+                *(partial(_trained, shop, who, w, before) for who, w in work.items()),
+                *(partial(examine, offer, before) for offer in offers),
+            ]
+        )
+        done = _fuse(shop, record_id, base, before, seed, number, found)
     else:
         shop.bar.advance(len(work) * costs.training(study.finetune, study.examples))
     shop.forget(shop.weights(f"seed-{seed}", f"round-{number}"))
@@ -98,30 +105,26 @@ def contribution_id(shop: Workshop, work: Contribute) -> str:
     )
 
 
-def _training(shop: Workshop, who: str, work: Contribute, diverged: dict[str, Refused]) -> Callable[[], None]:
-    """One contributor's training; one whose training diverges has nothing to hand in, and the round goes on."""
-
-    def train() -> None:
-        try:
-            shop.trained(work, contribution_id(shop, work), work.task.name)
-        except DivergedError as error:
-            diverged[who] = Refused(who=who, reason=error.line)
-
-    return train
+def _trained(shop: Workshop, who: str, work: Contribute, base: Checkpoint) -> Examined | Refused:
+    """What one contributor hands in; one whose training diverges has nothing, and the round goes on."""
+    try:
+        folder = shop.trained(work, contribution_id(shop, work), work.task.name)
+    except DivergedError as error:
+        return Refused(who=who, reason=error.line)
+    return examine(Offer(who, folder), base)
 
 
 def _fuse(
     shop: Workshop,
     record_id: str,
     base: ModelRecord,
+    before: Checkpoint,
     seed: int,
     number: int,
-    offers: Sequence[Offer],
-    diverged: Sequence[Refused],
+    found: Sequence[Examined | Refused],
 ) -> RoundRecord:
-    before = shop.store.checkpoint(base.tree)
-    screened = screen(offers, before)
-    refused = (*diverged, *screened.refused)
+    screened = compare(found, before)
+    refused = screened.refused
     for r in refused:
         shop.progress.say(f"seed {seed}, round {number}: refused {r.who}: {r.reason}")
     if not screened.bodies:

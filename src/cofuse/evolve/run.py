@@ -58,10 +58,12 @@ def evolve(
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _owned(folder), Journal(folder / "records.jsonl") as journal:
-        _begin(opened, folder, base, journal)
         size = 0 if base is None else sum(base.spec(n).nbytes for n in base.names())
         count = workers or default_workers(study.threads, size)
         with Workers(count, study.threads) as pool:
+            if journal.get("begun") is None:
+                pool.start()  # they import for seconds; what is gone on with may turn out to be done
+            _begin(opened, folder, base, journal)
             bar = progress.bar(f"evolving {study.name}", costs.whole(study))
             store = Store.init(folder / ".cofuse")
             shop = Workshop(opened, folder, journal, store, pool, bar, progress)

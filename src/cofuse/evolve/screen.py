@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..checkpoint import Checkpoint, body, content_id, open_local
+from blake3 import blake3
+
+from ..checkpoint import Checkpoint, body, chunks, content_id_of, open_local, tensor_id, tensor_id_of
+from ..checkpoint.checkpoint import tensor_bytes
 from ..checkpoint.disk import PICKLE_ENDINGS
+from ..checkpoint.floats import FLOATS
 from ..errors import CheckpointError, CofuseError
-from ..fuse.plan import FLOATS
 from .records import Accepted, Refused
+
+if TYPE_CHECKING:
+    import torch
+
+_BLOCK = 1 << 16  # elements of each model whose inner products are taken at a time: as many as fit a processor's cache
 
 # Parts of a base that a task's class may lack without anything having gone wrong.
 _OPTIONAL = re.compile(r"(^|\.)(pooler|lm_head|cls|predictions|mask_token)(\.|$)")
@@ -24,6 +33,15 @@ class Offer:
 
     who: str
     folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """An offer that is good by itself."""
+
+    offer: Offer
+    body: Checkpoint
+    ids: Mapping[str, str]  # of its tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,35 +60,48 @@ def screen(offers: Sequence[Offer], base: Checkpoint) -> Screened:
     that is not finite; the same weights a second time. The rest is measured: the norm of the change relative to the
     base, and its cosine with the mean change of the others.
 
-    Memory: one block of about 1 MiB for each offer.
+    Memory: a chunk of 4 MiB of the base, and a block of half a MiB for each offer.
     """
-    bodies: list[Checkpoint] = []
-    names: list[str] = []
-    contents: list[str] = []
+    return compare([examine(offer, base) for offer in offers], base)
+
+
+def examine(offer: Offer, base: Checkpoint) -> Examined | Refused:
+    """The part of the screen that needs no other offer, and so can be done when the offer comes in."""
+    try:
+        return Examined(offer, *open_contribution(offer.folder, base))
+    except CofuseError as error:
+        return _refused(offer, error)
+
+
+def compare(found: Sequence[Examined | Refused], base: Checkpoint) -> Screened:
+    """The other part: each offer beside the others, in their order."""
+    good: dict[str, Examined] = {}  # by content id
     refused: list[Refused] = []
-    for offer in offers:
-        try:
-            mine = open_contribution(offer.folder, base)
-            content = content_id(mine)
-            if content in contents:
-                raise CheckpointError("the same weights were offered twice", where=offer.folder)
-        except CofuseError as error:
-            # Where a run's folder lies is nobody's business and would make its records differ from another's.
-            refused.append(Refused(who=offer.who, reason=error.line.replace(str(offer.folder), offer.folder.name)))
+    for one in found:
+        if isinstance(one, Refused):
+            refused.append(one)
             continue
-        bodies.append(mine)
-        names.append(offer.who)
-        contents.append(content)
-    norms, cosines = _geometry(bodies, base)
+        content = content_id_of(one.ids)
+        if content in good:
+            error = CheckpointError("the same weights were offered twice", where=one.offer.folder)
+            refused.append(_refused(one.offer, error))
+            continue
+        good[content] = one
+    norms, cosines = _geometry(list(good.values()), base)
     accepted = [
-        Accepted(who=who, content=content, norm=round(norm, 6), cosine=round(cosine, 4))
-        for who, content, norm, cosine in zip(names, contents, norms, cosines, strict=True)
+        Accepted(who=one.offer.who, content=content, norm=round(norm, 6), cosine=round(cosine, 4))
+        for (content, one), norm, cosine in zip(good.items(), norms, cosines, strict=True)
     ]
-    return Screened(tuple(bodies), tuple(accepted), tuple(refused))
+    return Screened(tuple(one.body for one in good.values()), tuple(accepted), tuple(refused))
 
 
-def open_contribution(folder: Path, base: Checkpoint) -> Checkpoint:
-    """The body of a contribution, its format, names, shapes and values checked.
+def _refused(offer: Offer, error: CofuseError) -> Refused:
+    # Where a run's folder lies is nobody's business and would make its records differ from another's.
+    return Refused(who=offer.who, reason=error.line.replace(str(offer.folder), offer.folder.name))
+
+
+def open_contribution(folder: Path, base: Checkpoint) -> tuple[Checkpoint, dict[str, str]]:
+    """The body of a contribution, its format, names, shapes and values checked; and the ids of its tensors.
 
     Raises:
         CheckpointError: it is refused; says why.
@@ -86,8 +117,7 @@ def open_contribution(folder: Path, base: Checkpoint) -> Checkpoint:
             got=f"no {missing[0]}",
             expected=f"{len(base.names())} tensors of the base",
         )
-    check_finite(mine)
-    return mine
+    return mine, finite_ids(mine)
 
 
 def _is_pickled(path: Path) -> bool:
@@ -96,32 +126,46 @@ def _is_pickled(path: Path) -> bool:
     return not any(path.glob("*.safetensors")) and any(p.suffix in PICKLE_ENDINGS for p in path.iterdir())
 
 
-def check_finite(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint that holds a NaN or an infinity, block by block.
+def finite_ids(checkpoint: Checkpoint) -> dict[str, str]:
+    """The ids of a checkpoint's tensors, none of which holds a NaN or an infinity; every byte is read once.
 
     Raises:
-        CheckpointError: names the tensor and the first place.
+        CheckpointError: names the first tensor that does, and the place.
     """
-    import torch
-
+    ids = {}
     for name in checkpoint.names():
         spec = checkpoint.spec(name)
         if spec.dtype not in FLOATS:
+            ids[name] = tensor_id(checkpoint, name)
             continue
         width = spec.nbytes // max(1, spec.numel)
-        for start, stop in checkpoint.blocks(name):
+        digests = []
+        for start, stop in chunks(spec.nbytes):
             block = checkpoint.read_flat(name, start // width, stop // width)
-            finite = torch.isfinite(block)
-            if not bool(finite.all()):
-                at = start // width + int((~finite).nonzero()[0])
+            at = _first_not_finite(block)
+            if at is not None:
                 raise CheckpointError(
                     "a value is not finite",
                     where=f"{checkpoint.where}: {name}",
-                    got=f"{float(block[at - start // width])} at element {at}",
+                    got=f"{float(block[at])} at element {start // width + at}",
                 )
+            digests.append(blake3(tensor_bytes(block)).digest())
+        ids[name] = tensor_id_of(spec, digests)
+    return ids
 
 
-def _geometry(bodies: Sequence[Checkpoint], base: Checkpoint) -> tuple[list[float], list[float]]:
+def _first_not_finite(block: torch.Tensor) -> int | None:
+    import torch
+
+    values = block if block.dtype in (torch.float32, torch.float64) else block.float()
+    # A sum is finite only where every term is, and is had several times sooner; one that is not may have overflowed.
+    if math.isfinite(float(values.sum())):
+        return None
+    wrong = (~torch.isfinite(values)).nonzero()
+    return int(wrong[0]) if len(wrong) else None
+
+
+def _geometry(found: Sequence[Examined], base: Checkpoint) -> tuple[list[float], list[float]]:
     """Relative norm of each change, and its cosine with the mean of the other changes; one pass, block by block.
 
     With G the Gram matrix of the changes, |sum of the others|^2 = sum of G without row and column i, and the dot
@@ -129,22 +173,33 @@ def _geometry(bodies: Sequence[Checkpoint], base: Checkpoint) -> tuple[list[floa
     """
     import torch
 
-    count = len(bodies)
-    gram = torch.zeros(count, count, dtype=torch.float64)
-    norm = 0.0
+    count = len(found)
+    gram, norm = torch.zeros(count, count, dtype=torch.float64), 0.0
+    # In float64: the square of a large float32 that is finite would not be. In buffers that are used again and again:
+    # new ones of this size would each be asked of the system.
+    there, changes = torch.empty(_BLOCK, dtype=torch.float64), torch.empty(count, _BLOCK, dtype=torch.float64)
+    known: Mapping[str, str] = getattr(base, "tensor_ids", dict)()
     for name in base.names():
         spec = base.spec(name)
         if spec.dtype not in FLOATS:
             continue
         width = spec.nbytes // max(1, spec.numel)
-        for start, stop in base.blocks(name, 1 << 19):
-            span = (start // width, stop // width)
-            # In float64: the square of a large float32 that is finite would not be.
-            there = base.read_flat(name, *span).double()
-            norm += float(there.square().sum())
-            if bodies:
-                changes = torch.stack([b.read_flat(name, *span).double() - there for b in bodies])  # [offer, element]
-                gram += changes @ changes.T
+        moved = [i for i, one in enumerate(found) if one.ids[name] != known.get(name)]  # not the frozen ones
+        rows = torch.tensor(moved, dtype=torch.long)
+        # A store verifies whole chunks: whoever reads them piece by piece has each decoded several times.
+        for start, stop in chunks(spec.nbytes):
+            first, chunk = start // width, base.read_flat(name, start // width, stop // width)
+            for at in range(0, len(chunk), _BLOCK):
+                length = min(_BLOCK, len(chunk) - at)
+                before = there[:length].copy_(chunk[at : at + length])
+                norm += float(before @ before)
+                if not moved:
+                    continue
+                for row, i in enumerate(moved):
+                    mine = found[i].body.read_flat(name, first + at, first + at + length)
+                    changes[row, :length].copy_(mine).sub_(before)
+                part = changes[: len(moved), :length]  # [offer, element]
+                gram[rows[:, None], rows] += part @ part.T
     norms = [math.sqrt(max(0.0, float(gram[i, i]))) / math.sqrt(norm) if norm else 0.0 for i in range(count)]
     cosines = []
     for i in range(count):

@@ -13,7 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Checkpoint, Memory
+import torch
+
+from ..checkpoint import Checkpoint, Memory, content_id, save
 from ..measure.protocols import Protocol, measure
 from ..store import Store
 from ..tasks import Task, draw
@@ -40,14 +42,14 @@ class Contribute:
     folder: Path
 
     def __call__(self) -> dict[str, Any]:
-        """Steps taken, examples used, best validation score, seconds."""
+        """Steps taken, examples used, best validation score, seconds, content id of what was written."""
         began = time.monotonic()
         base = _opened(self.store, self.base)
         mine = draw(self.task.examples("train"), self.examples, (_CONTRIBUTORS, *self.sample))
         validation = self.task.examples("validation") if self.settings.patience is not None else None
         tuned = finetune(base, self.task, mine, self.settings, seed=self.seed, validation=validation)
-        body_checkpoint(tuned.model.body, base).save(self.folder, threads=1)
-        return _training(began, tuned.steps, len(mine), tuned.validation)
+        content = _write(body_checkpoint(tuned.model.body, base), self.folder)
+        return _training(began, content, tuned.steps, len(mine), tuned.validation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Multitask:
     folder: Path
 
     def __call__(self) -> dict[str, Any]:
-        """Steps taken, examples used, seconds."""
+        """Steps taken, examples used, seconds, content id of what was written."""
         began = time.monotonic()
         base = _opened(self.store, self.base)
         parts = [
@@ -72,9 +74,9 @@ class Multitask:
             for task, sample in zip(self.tasks, self.samples, strict=True)
         ]
         trained = finetune_multitask(base, parts, self.settings, seed=self.seed)
-        body_checkpoint(trained, base).save(self.folder, threads=1)
+        content = _write(body_checkpoint(trained, base), self.folder)
         total = sum(len(e) for _, e in parts)
-        return _training(began, self.settings.total_steps(total), total)
+        return _training(began, content, self.settings.total_steps(total), total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,10 @@ class Pretrain:
     folder: Path
 
     def __call__(self) -> dict[str, Any]:
-        """Steps taken, seconds."""
+        """Steps taken, seconds, content id of what was written."""
         began = time.monotonic()
-        pretrain(self.settings).save(self.folder, threads=1)
-        return _training(began, self.settings.steps, self.settings.steps * self.settings.batch_size)
+        content = _write(pretrain(self.settings), self.folder)
+        return _training(began, content, self.settings.steps, self.settings.steps * self.settings.batch_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +118,20 @@ class Evaluate:
         }
 
 
-def _training(began: float, steps: int, examples: int, validation: float | None = None) -> dict[str, Any]:
+def _write(made: Checkpoint, folder: Path) -> str:
+    """Write weights that can be made again, and give their content id.
+
+    They are not fsynced, which would take as long as some steps of training: whoever finds them after an interruption
+    compares them with the id, and has them made again when a power cut took some of their bytes.
+    """
+    save(made, folder, threads=1, durable=False)
+    return content_id(made, threads=1)
+
+
+def _training(began: float, content: str, steps: int, examples: int, validation: float | None = None) -> dict[str, Any]:
     """What a training run tells its record."""
     seconds = round(time.monotonic() - began, 3)
-    return {"steps": steps, "examples": examples, "validation": validation, "seconds": seconds}
+    return {"steps": steps, "examples": examples, "validation": validation, "seconds": seconds, "content": content}
 
 
 Work = Contribute | Multitask | Pretrain | Evaluate
@@ -139,4 +151,13 @@ def seed_of(*parts: object) -> int:
 def _opened(store: Path, tree: str) -> Checkpoint:
     """A model in memory: a worker measures the same one many times in a row."""
     stored = Store.open(store).checkpoint(tree)
-    return Memory({name: stored.read(name) for name in stored.names()}, files=dict(stored.files), where=stored.where)
+    return _Held({name: stored.read(name) for name in stored.names()}, files=dict(stored.files), where=stored.where)
+
+
+class _Held(Memory):
+    """A model that is read again and again, by code that copies what it reads: a second copy would take as long."""
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        if rows is not None or name not in self:
+            return super().read(name, rows)
+        return self._tensors[self.resolve(name)]

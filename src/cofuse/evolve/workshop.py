@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from ..checkpoint import Checkpoint
-from ..errors import StudyError
+from ..checkpoint import Checkpoint, content_id, open_local
+from ..errors import CofuseError, StudyError
 from ..fuse import fuse
 from ..progress import Bar, Progress
 from ..store import Store
@@ -22,6 +22,8 @@ from .pool import Workers
 from .records import ContributionRecord, Journal, ModelRecord
 from .study import OpenStudy, Study
 from .work import Contribute, Multitask, Pretrain, Work
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,13 @@ class Workshop:
         return self.workers.do(work)
 
     def trained(self, work: Contribute | Multitask | Pretrain, record_id: str, what: str) -> Path:
-        """The folder with the weights of a training run, which is done unless it is done already."""
-        if self.journal.get(record_id) is None or not work.folder.is_dir():
+        """The folder with the weights of a training run, which is done unless it is done already.
+
+        Weights that an earlier process left are not fsynced and may be damaged: those are made again.
+        """
+        record: ContributionRecord | None = self.journal.get(record_id)
+        if record is None or not _holds(work.folder, record.content):
+            shutil.rmtree(work.folder, ignore_errors=True)  # what is no checkpoint any more would not be replaced
             result = self.do(work)
             place = str(work.folder.relative_to(self.folder))
             self.journal.add(ContributionRecord(id=record_id, folder=place, task=what, **result))
@@ -97,14 +104,23 @@ class Workshop:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def together(jobs: Sequence[Callable[[], None]]) -> None:
-    """Run jobs in threads, each of which waits for workers; the first failure is raised."""
+def _holds(folder: Path, content: str | None) -> bool:
+    """Whether a folder has the weights that it should."""
+    try:
+        return content_id(open_local(folder), threads=1) == content
+    except CofuseError:
+        return False
+
+
+def together(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """Run jobs in threads, each of which waits for workers; what they give, or the first failure, which is raised."""
     with ThreadPoolExecutor(max(1, len(jobs))) as threads:
-        finish([threads.submit(job) for job in jobs])
+        return finish([threads.submit(job) for job in jobs])
 
 
-def finish(futures: Sequence[Future[None]]) -> None:
-    """Wait for all, or for the first failure, and raise that."""
+def finish(futures: Sequence[Future[T]]) -> list[T]:
+    """Wait for all and give their results; or for the first failure, and raise that."""
     done, _ = wait(futures, return_when=FIRST_EXCEPTION)
     for future in done:
         future.result()
+    return [future.result() for future in futures]

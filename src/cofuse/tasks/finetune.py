@@ -254,7 +254,8 @@ def train(
         taken = int(trainer.state.global_step)
     model.eval()
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        # A sum is finite only where every term is; one that is not may have overflowed.
+        if not math.isfinite(float(parameter.detach().sum())) and not torch.isfinite(parameter).all():
             raise DivergedError("training diverged: a weight is not finite", where=name, hint="lower the learning rate")
     return taken, None if best is None else float(best)
 
