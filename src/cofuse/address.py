@@ -4,6 +4,7 @@
     main  v1  main~2  1f3a9c    a revision in the store of the working folder, or of the nearest folder above
     PATH#main~2                 a revision in the store at PATH; PATH# is its HEAD
     hf:org/name@rev             on the Hugging Face hub, or in its cache; @rev is optional
+    MODEL+ADAPTER               the PEFT adapter at the second address on the model at the first
     https://hub/org/name@ref    on a Cofuse hub (refused in this version)
 
 A bare word is a path, then a revision, then a Hugging Face id; one that is both a path and a revision is refused. A
@@ -16,7 +17,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -102,7 +103,7 @@ def _open(address: str | Path, start: _From) -> Checkpoint:
     if not address.strip() or not address.isprintable():
         raise AddressError("not an address", got=ascii(address[:80]), expected="a path, a revision or a hub id")
     for scheme, resolver in SCHEMES.items():
-        if address.startswith(scheme):
+        if address.startswith(scheme) and "+" not in address:
             return resolver(address, start)
     found = [(kind, opener) for kind, look in LOCAL.items() if (opener := look(address, start)) is not None]
     if len(found) > 1:
@@ -117,7 +118,7 @@ def _open(address: str | Path, start: _From) -> Checkpoint:
         return found[0][1]()
     if _PATH_LIKE.fullmatch(address):
         raise AddressError("no such file or folder", where=start.cwd, got=address)
-    if _HUB_ID.fullmatch(address) and not _REV_LIKE.fullmatch(address):
+    if _HUB_ID.fullmatch(address.partition("@")[0]) and not _REV_LIKE.fullmatch(address):
         try:
             return _open_hub(f"hf:{address}", start)
         except AddressError as error:
@@ -131,6 +132,24 @@ def _open(address: str | Path, start: _From) -> Checkpoint:
     raise AddressError(
         "the address names nothing", where=_searched(start), got=address, hint=_why_no_rev(address, start)
     )
+
+
+def hub_ids(addresses: Iterable[str]) -> dict[str, str]:
+    """The Hugging Face id of each address that is one; paths and revisions are left out.
+
+    >>> hub_ids(["hf:org/name@main", "./runs/a"])
+    {'hf:org/name@main': 'org/name'}
+    """
+    start = _From(Path.cwd(), None, None)
+    found: dict[str, str] = {}
+    for address in addresses:
+        name = address.removeprefix("hf:").partition("@")[0]
+        bare = not address.startswith("hf:")
+        if not _HUB_ID.fullmatch(name) or (bare and _PATH_LIKE.fullmatch(address)):
+            continue
+        if not bare or all(look(address, start) is None for look in LOCAL.values()):
+            found[address] = name
+    return found
 
 
 # What a bare word may be
@@ -173,10 +192,18 @@ def _as_elsewhere(address: str, start: _From) -> _Opener | None:
     return opener
 
 
+def _as_adapted(address: str, start: _From) -> _Opener | None:
+    on, plus, adapter = address.rpartition("+")
+    if not (plus and on and adapter) or start.place(address).exists():
+        return None
+    return lambda: _open(adapter, replace(start, base=_open(on, start)))
+
+
 LOCAL: dict[str, Callable[[str, _From], _Opener | None]] = {
     "a path": _as_path,
     "a revision": _as_revision,
     "a revision of a store elsewhere": _as_elsewhere,
+    "an adapter on a model": _as_adapted,
 }
 
 

@@ -118,6 +118,16 @@ def parse_document(
         raise _explain(error, model, where, lines, data) from None
 
 
+def line_of(path: Path, keys: Keys) -> int | None:
+    """The line (from 1) of a key in a document that was read before, or of the nearest key around it; None for no file."""
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    lines = {} if node is None else _lines(node)
+    return next((lines[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in lines), None)
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice, which YAML 1.1 loaders silently let the last one win."""
 
@@ -218,7 +228,7 @@ def _explain(
     problems = error.errors()
     # An unknown key explains the missing one that it was meant to be, so it goes first. Of a union's branches, the one
     # that fits furthest down is the one that was meant.
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), max(problems, key=lambda p: len(p["loc"])))
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), max(problems, key=_depth))
     keys = _keys(problem["loc"], data, ends_in_key=problem["type"] in ("missing", "extra_forbidden"))
     context = problem.get("ctx", {})
     cause = context.get("error")
@@ -253,6 +263,11 @@ def _explain(
         expected=message,
         hint=nearest(str(word), words) if words else None,
     )
+
+
+def _depth(problem: Any) -> int:
+    cause = problem.get("ctx", {}).get("error")
+    return len(problem["loc"]) + (len(cause.keys) if isinstance(cause, PlacedError) else 0)
 
 
 def _keys(loc: Sequence[str | int], data: Any, *, ends_in_key: bool = False) -> Keys:

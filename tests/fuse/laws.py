@@ -36,7 +36,54 @@ class Laws:
     cut: bool = True
 
 
+WEIGHTS = {"weights": [0.5, 1.0, 0.3]}
+DENSE = {"density": 1.0}
+
 LAWS: dict[str, Laws] = {
     "linear": Laws({"weights": [0.5, 1.0, 0.3]}),
     "task_arithmetic": Laws({"weights": [0.5, 1.0, 0.3], "scale": 0.7}, {"normalize": True}),
+    "ties": Laws({**WEIGHTS, "density": 0.5, "scale": 0.7}, DENSE, DENSE, sharp=True),
+    "dare_linear": Laws({**WEIGHTS, "density": 0.5}, {**DENSE, "normalize": True}, DENSE, order=False, cut=False),
+    "dare_ties": Laws({**WEIGHTS, "density": 0.5}, {**DENSE, "normalize": True}, DENSE, order=False, cut=False),
+    "della": Laws({**WEIGHTS, "density": 0.5}, DENSE, DENSE, order=False, sharp=True, cut=False),
+    "della_linear": Laws(
+        {**WEIGHTS, "density": 0.5}, {**DENSE, "normalize": True}, DENSE, order=False, sharp=True, cut=False
+    ),
+    "breadcrumbs": Laws(
+        {**WEIGHTS, "density": 0.5, "gamma": 0.1},
+        {**DENSE, "normalize": True},
+        {**DENSE, "normalize": True},
+        sharp=True,
+    ),
+    "breadcrumbs_ties": Laws(
+        {**WEIGHTS, "density": 0.5, "gamma": 0.1},
+        {**DENSE, "normalize": True},
+        {**DENSE, "normalize": True},
+        sharp=True,
+    ),
+    "sce": Laws({"select_topk": 0.5}, {}, sharp=True, cut=False),
+    "consensus": Laws(WEIGHTS, "the deltas are summed", {"least": 0}, sharp=True),
+    "slerp": Laws({"t": 0.3}, {"t": 1.0}, order=False, models=1, cut=False),
+    "nuslerp": Laws({"weights": [0.3, 0.7]}, {"weight": 1.0}, models=2, cut=False),
+    "multislerp": Laws(WEIGHTS, {"weight": 1.0}, cut=False),
+    "karcher": Laws(cut=False),
+    "model_stock": Laws(cut=False),
+    "passthrough": Laws({"scale": 0.5}, models=1),
+    "nearswap": Laws({"t": 0.05}, {"t": 1e9}, order=False, models=1),
+    "wise_ft": Laws({"alpha": 0.3}, {"alpha": 1.0}, order=False, models=1),
+    "ema": Laws({"decay": 0.6}, order=False),
+    "median": Laws(models=4),
+    "trimmed_mean": Laws({"trim": 0.25}, models=5),
+    "geometric_median": Laws(WEIGHTS, cut=False),
+    "krum": Laws(models=5, cut=False),
+    "multi_krum": Laws(models=5, cut=False),
+    "norm_clip": Laws(WEIGHTS, one_hot={"bound": 1e9}, cut=False),
+    "arcee_fusion": Laws({}, "takes the base's value where the change is small", models=1, sharp=True),
+    "ram": Laws({}, {"epsilon": 0.0}),
+    "ramplus_tl": Laws({"r": 0.5}, {"epsilon": 0.0}),
+    "tsv": Laws(
+        {"weights": [0.5, 1.0, 0.3], "scale": 0.7}, "the leading directions alone are kept, once for each model"
+    ),
+    "iso_c": Laws({"weights": [0.5, 1.0, 0.3]}, "the singular values are replaced", "as for identical models"),
+    "pcb": Laws({"weights": [0.5, 1.0, 0.3]}, "the lowest scores are dropped", "as for identical models", sharp=True),
 }

@@ -17,6 +17,8 @@ from cofuse.checkpoint import BLOCK_BYTES, Checkpoint, Memory, TensorSpec, open_
 from cofuse.errors import CofuseError, FuseError
 from cofuse.fuse import METHODS, Fused, Place, Recipe, fuse, fuse_recipe
 
+from .laws import LAWS
+
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -46,7 +48,9 @@ def digest(folder: Path) -> str:
 
 
 def fused(method: str, models: list[Checkpoint], base: Checkpoint) -> Fused:
-    return fuse(method, models, base=base if METHODS[method].needs_base else None, weights=[0.3, 0.5, 0.9])
+    laws = LAWS[method]
+    own = base if METHODS[method].needs_base else None
+    return fuse(method, models[: laws.models], base=own, **laws.ordinary)
 
 
 @every_method
@@ -165,7 +169,7 @@ def test_dtypes_may_be_mixed_and_another_asked_for() -> None:
         recipe = Recipe.model_validate(
             {"merge_method": "linear", "models": [{"model": "a"}, {"model": "b"}], "dtype": word}
         )
-        assert fuse_recipe(recipe, models, None).read("x").dtype == dtype
+        assert fuse_recipe(recipe, dict(zip("ab", models, strict=True))).read("x").dtype == dtype
     # Cancelled in float64 although the result is float32.
     recipe = Recipe.model_validate(
         {
@@ -176,7 +180,7 @@ def test_dtypes_may_be_mixed_and_another_asked_for() -> None:
             "out_dtype": "float32",
         }
     )
-    assert fuse_recipe(recipe, models, None).read("x").item() == 2.0**-40
+    assert fuse_recipe(recipe, dict(zip("ab", models, strict=True))).read("x").item() == 2.0**-40
 
 
 BASE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
@@ -228,7 +232,7 @@ def test_what_cannot_be_averaged_is_refused_and_not_copied(dtype: torch.dtype) -
         ("linear", {"weights": [float("nan"), 1.0]}, ["finite"]),
         ("linear", {"weight": float("inf")}, ["finite"]),
         ("linear", {"weight": True}, ["is a number"]),
-        ("linear", {"normalize": 1}, ["true or false"]),
+        ("linear", {"normalize": 2}, ["true or false"]),
         ("task_arithmetic", {}, ["base_model"]),
     ],
 )
@@ -249,9 +253,8 @@ def test_a_value_that_is_not_finite_is_refused(method: str, value: float, tmp_pa
     bad = Memory({"x": torch.tensor([1.0, value])}, where="bad model")
     good = Memory({"x": torch.ones(2)}, where="good model")
     (tmp_path / "out").mkdir()
-    base = good if METHODS[method].needs_base else None
     with pytest.raises(FuseError, match="a value is not finite") as caught:
-        fuse(method, [good, bad], base=base).save(tmp_path / "out")
+        fused(method, [bad, good, good, good, good], good).save(tmp_path / "out")
     assert caught.value.where == "bad model: x"
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -294,4 +297,6 @@ def test_a_base_among_the_models_counts_for_nothing() -> None:
         }
     )
     base, a, b = (Memory({"x": torch.tensor([v])}) for v in (1.0, 3.0, 7.0))
-    assert fuse_recipe(recipe, [base, a, b], base).read("x").item() == 1 + (2 + 3 * 6) / 4
+    got = fuse_recipe(recipe, {"base": base, "a": a, "b": b})
+    assert got.read("x").item() == 1 + (2 + 3 * 6) / 4
+    assert len(got.plan.tensors["x"].inputs) == 2

@@ -73,6 +73,11 @@ def ulps(got: torch.Tensor, expected: torch.Tensor, size: torch.Tensor) -> float
     return float(((got.double() - expected.double()).abs() / spacing).max())
 
 
+def roundings(dtype: torch.dtype) -> int:
+    """How many of the dtype's units an exact law may be off: blocks are computed in float32, or in float64."""
+    return 1 if dtype.itemsize == 2 else 4
+
+
 def size_of(models: list[Checkpoint], base: Checkpoint, name: str) -> torch.Tensor:
     """Largest magnitude of each entry's inputs."""
     return torch.stack([m.read(name).double().abs() for m in (*models, base)]).amax(0)
@@ -89,10 +94,11 @@ def test_identical_models_give_that_model(method: str, dtype: torch.dtype) -> No
     if isinstance(settings, str):
         pytest.skip(settings)
     same, base = tuned(1, dtype), base_model(dtype)
-    for count in {LAWS[method].models, *((2, 7) if METHODS[method].models[1] is None else ())}:
+    least, most = METHODS[method].models
+    for count in {LAWS[method].models, *((max(2, least), 7) if most is None else ())}:
         got = fused_by(method, [same] * count, base, **settings)
         for name in FLOATING:
-            assert ulps(got.read(name), same.read(name), size_of([same], base, name)) <= 1, (name, count)
+            assert ulps(got.read(name), same.read(name), size_of([same], base, name)) <= roundings(dtype), (name, count)
 
 
 @every_method
@@ -110,7 +116,7 @@ def test_a_one_hot_weight_gives_that_model(method: str, dtype: torch.dtype, hot:
     got = fused_by(method, models, base, **{**settings, "weights": [float(i == hot) for i in range(len(models))]})
     for name in FLOATING:
         expected = models[hot].read(name)
-        assert ulps(got.read(name), expected, size_of(models, base, name)) <= 1, name
+        assert ulps(got.read(name), expected, size_of(models, base, name)) <= roundings(dtype), name
 
 
 @every_method

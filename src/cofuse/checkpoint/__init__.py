@@ -4,8 +4,9 @@ from .body import Body, BodyChoices, body
 from .checkpoint import BLOCK_BYTES, Checkpoint, Memory, TensorSpec, tensor_bytes
 from .disk import SafetensorsFile, Shards, is_adapter, open_local
 from .durable import building, replace_file, sync_folder, write_synced
+from .hashed import Hashed
 from .header import Entry, Header, build_header, parse_header, read_header
-from .identity import CHUNK, chunks, content_id, content_id_of, tensor_id, tensor_id_of
+from .identity import CHUNK, chunks, content_id, content_id_of, file_id, tensor_id, tensor_id_of
 from .parallel import for_each, map_each
 from .views import Slice, Source, View, overlaid, renamed, restacked
 from .writer import Written, plan_layout, save
@@ -17,6 +18,7 @@ __all__ = [
     "BodyChoices",
     "Checkpoint",
     "Entry",
+    "Hashed",
     "Header",
     "Memory",
     "SafetensorsFile",
@@ -32,6 +34,7 @@ __all__ = [
     "chunks",
     "content_id",
     "content_id_of",
+    "file_id",
     "for_each",
     "is_adapter",
     "map_each",

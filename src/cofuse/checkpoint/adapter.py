@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterError
+from .architecture import HEAD, VOCABULARY
 from .body import best_prefix, with_prefix
 from .checkpoint import BLOCK_BYTES, Checkpoint, TensorSpec, tensor_bytes
 from .disk import SafetensorsFile
@@ -141,6 +142,8 @@ class Adapter(Checkpoint):
                     got=self.weights.spec(key),
                     expected=self.base.spec(spot),
                 )
+            if spot not in base and self._is_tied_head(spot, key, whole, here):
+                continue
             self._whole[spot] = key
         # A tied name is one of its own when the adapter replaces it or what it was tied to; a change in place ties on.
         replaced = self._whole.keys() - self._changes.keys()
@@ -151,6 +154,24 @@ class Adapter(Checkpoint):
         }
         names = dict.fromkeys([*self.base.names(), *self._whole, *self.base.aliases])
         self._names = tuple(name for name in names if name not in self._aliases)
+
+    def _is_tied_head(self, name: str, key: str, whole: Mapping[str, str], here: Mapping[str | None, str]) -> bool:
+        """Whether a head that the base's file does not name is the embedding that the adapter replaces, once more.
+
+        PEFT copies both when it keeps an embedding whole whose model ties them.
+        """
+        head = HEAD.search(re.sub(r"\.bias$", ".weight", name))
+        if head is None or self.base.config.get("tie_word_embeddings") is False:
+            return False
+        same = (
+            k
+            for n, k in whole.items()
+            if k != key and n in here and self.weights.spec(k) == self.weights.spec(key) and VOCABULARY.search(n)
+        )
+        blocks = list(self.weights.blocks(key))
+        return any(
+            all(self.weights.read_bytes(k, a, b) == self.weights.read_bytes(key, a, b) for a, b in blocks) for k in same
+        )
 
     def _scale(self, module: str, parts: Mapping[str, str]) -> float:
         a = parts.get("lora_A") or parts.get("lora_embedding_A")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -199,11 +199,12 @@ class Checkpoint(ABC):
         max_shard_bytes: int | None = None,
         threads: int | None = None,
         progress: Progress = SILENT,
+        last: Callable[[], Mapping[str, bytes]] | None = None,
     ) -> Written:
         """Write tensors and files into a folder; see `writer.save`."""
         from .writer import save
 
-        return save(self, folder, max_shard_bytes=max_shard_bytes, threads=threads, progress=progress)
+        return save(self, folder, max_shard_bytes=max_shard_bytes, threads=threads, progress=progress, last=last)
 
     def missing(self, name: str) -> CheckpointError:
         """The error for a tensor that is not there."""

@@ -2,6 +2,7 @@ r"""What a tensor and a checkpoint *are*: ids that do not depend on how they are
 
     tensor id   BLAKE3("cofuse tensor 1\n" dtype "\n" shape "\n" digests), digests = the BLAKE3 of each 4 MiB chunk
     content id  BLAKE3("cofuse content 1\n" then name "\n" tensor-id "\n" for each name in byte order)
+    file id     BLAKE3("cofuse file 1\n" size "\n" digests)
 
 Written down in docs/formats/store.md. Chunk digests make a slice verifiable, and let chunks be hashed apart.
 """
@@ -35,6 +36,14 @@ def tensor_id_of(spec: TensorSpec, digests: Iterable[bytes]) -> str:
     h = blake3(f"cofuse tensor 1\n{spec.dtype}\n{shape}\n".encode())
     for digest in digests:
         h.update(digest)
+    return h.hexdigest()
+
+
+def file_id(data: bytes) -> str:
+    """The id of a small file."""
+    h = blake3(f"cofuse file 1\n{len(data)}\n".encode())
+    for start, stop in chunks(len(data)):
+        h.update(blake3(data[start:stop]).digest())
     return h.hexdigest()
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import CheckpointError
+from .architecture import BEHIND, PER_LAYER, at, changed, layer_counts, layer_of, main_stacks
 from .checkpoint import BLOCK_BYTES, Checkpoint, TensorSpec
 from .header import check_name
 
@@ -62,6 +63,17 @@ class View(Checkpoint):
         if source is None:
             raise self.missing(name)
         return source
+
+
+def with_files(checkpoint: Checkpoint, files: Mapping[str, bytes]) -> View:
+    """The same tensors with other files beside them."""
+    return View(
+        {name: Source(checkpoint, name) for name in checkpoint.names()},
+        files=files,
+        metadata=checkpoint.metadata,
+        aliases=checkpoint.aliases,
+        where=checkpoint.where,
+    )
 
 
 def renamed(checkpoint: Checkpoint, rename: Callable[[str], str | None]) -> View:
@@ -134,16 +146,6 @@ def overlaid(base: Checkpoint, top: Checkpoint) -> View:
     )
 
 
-# Where layer numbers stand in names, and which key of the config counts them.
-LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
-PER_LAYER = ("layer_types", "attention_layers")  # lists with a value for each layer
-LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|encoder\.layer)\.(\d+)(?=\.)")
-# What stands behind the stack: its output feeds these. A file's order of tensors says nothing about it.
-BEHIND = re.compile(
-    r"(?:^|(?<!embeddings)\.)(?:norm|final_layer_?norm|layernorm|ln_f|pooler|lm_head|embed_out|cls|classifier|score)\."
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Slice:
     """Layers `start` to `stop` (not included) of a checkpoint."""
@@ -161,23 +163,25 @@ def restacked(slices: Sequence[Slice]) -> View:
     config says layer by layer (`layer_types`) is taken along with the layers.
 
     Raises:
-        CheckpointError: no layers are found, or a slice asks for layers that are not there.
+        CheckpointError: no layers are found, a slice asks for layers that are not there, or the model has more than one
+            stack (an encoder and a decoder). Of a model with a vision tower the language model's layers are meant.
     """
     if not slices:
         raise CheckpointError("no slices", expected="at least one")
     first, last = slices[0].checkpoint, slices[-1].checkpoint
+    stack = _the_stack(first)
     sources: dict[str, Source] = {
         n: Source(last if BEHIND.search(n) and n in last and last.spec(n) == first.spec(n) else first, n)
         for n in first.names()
-        if LAYER.search(n) is None
+        if _number(n, stack) is None
     }
-    stack: list[tuple[Checkpoint, int]] = []
+    taken: list[tuple[Checkpoint, int]] = []
     for part in slices:
         layers: dict[int, list[str]] = {}
         for name in part.checkpoint.names():
-            match = LAYER.search(name)
-            if match:
-                layers.setdefault(int(match.group(1)), []).append(name)
+            number = _number(name, stack)
+            if number is not None:
+                layers.setdefault(number, []).append(name)
         for number in range(part.start, part.stop):
             if number not in layers:
                 raise CheckpointError(
@@ -187,32 +191,55 @@ def restacked(slices: Sequence[Slice]) -> View:
                     expected=f"0 to {max(layers, default=-1)}",
                 )
             for name in layers[number]:
-                match = LAYER.search(name)
-                assert match is not None  # found above
-                new = f"{name[: match.start(1)]}{len(stack)}{name[match.end(1) :]}"
-                sources[new] = Source(part.checkpoint, name)
-            stack.append((part.checkpoint, number))
-    if not stack:
+                rest = name[len(stack) + 1 :].partition(".")[2]
+                sources[f"{stack}.{len(taken)}.{rest}"] = Source(part.checkpoint, name)
+            taken.append((part.checkpoint, number))
+    if not taken:
         raise CheckpointError("no layers in the slices", where=first.where, expected="at least one")
     return View(
         sources,
-        files=_with_config(first, stack),
+        files=_with_config(first, taken),
         metadata=first.metadata,
-        aliases={k: v for k, v in first.aliases.items() if k not in sources and v in sources and not LAYER.search(k)},
+        aliases={
+            k: v for k, v in first.aliases.items() if k not in sources and v in sources and _number(k, stack) is None
+        },
         where=" + ".join(f"{s.checkpoint.where}[{s.start}:{s.stop}]" for s in slices),
     )
 
 
-def _with_config(first: Checkpoint, stack: Sequence[tuple[Checkpoint, int]]) -> Mapping[str, bytes]:
-    """The first checkpoint's files, with the config made to fit a stack of (checkpoint, layer number)."""
-    config = dict(first.config)
-    changed = [key for key in LAYER_COUNTS if key in config]
-    config.update(dict.fromkeys(changed, len(stack)))
-    for key in PER_LAYER:
-        values = [cp.config[key][n : n + 1] for cp, n in stack if isinstance(cp.config.get(key), list)]
-        if len(values) == len(stack) and all(values):
-            config[key] = [value for (value,) in values]
-            changed.append(key)
-    if not changed:
+def _the_stack(checkpoint: Checkpoint) -> str:
+    found = main_stacks(checkpoint.names())
+    if len(found) > 1:
+        raise CheckpointError(
+            "layers of a model with more than one stack cannot be restacked",
+            where=checkpoint.where,
+            got=", ".join(found),
+            hint="fuse it whole: give models instead of slices",
+        )
+    return next(iter(found), "")
+
+
+def _number(name: str, stack: str) -> int | None:
+    spot = layer_of(name)
+    return spot[1] if spot is not None and spot[0] == stack else None
+
+
+def _with_config(first: Checkpoint, taken: Sequence[tuple[Checkpoint, int]]) -> Mapping[str, bytes]:
+    """The first checkpoint's files, with the config made to fit."""
+    config = stacked_config(first, taken)
+    if config == first.config:
         return first.files
     return {**first.files, "config.json": json.dumps(config, indent=2).encode() + b"\n"}
+
+
+def stacked_config(first: Checkpoint, taken: Sequence[tuple[Checkpoint, int]]) -> dict[str, Any]:
+    """The first checkpoint's config made to fit a stack of layers, each a checkpoint and the layer's number there."""
+    counts = layer_counts(_the_stack(first), first.config)
+    values: dict[tuple[str, ...], object] = dict.fromkeys(counts, len(taken))
+    around = counts[0][:-1] if counts else ()
+    for key in PER_LAYER:
+        path = (*around, key)
+        lists = [at(cp.config, path)[n : n + 1] for cp, n in taken if isinstance(at(cp.config, path), list)]
+        if len(lists) == len(taken) and all(lists):
+            values[path] = [value for (value,) in lists]
+    return changed(first.config, values)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
 from .. import address
+from ..checkpoint import Checkpoint, content_id
 from ..checkpoint import body as body_of
-from ..checkpoint import content_id
-from ..document import read_value
-from ..errors import DocumentError
+from ..document import Keys, line_of, read_value
+from ..errors import CofuseError, DocumentError
+from .caches import cache_folder
 from .progress import shown
+
+if TYPE_CHECKING:
+    from ..fuse import Executor, Recipe
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; the processor's number by default.")]
@@ -53,27 +61,100 @@ def fuse(
     shard: Annotated[
         float | None, typer.Option("--shard", min=0.001, help="Largest file in GB; one file by default.")
     ] = None,
+    device: Annotated[str, typer.Option("--device", help="Where blocks are computed: cpu, cuda, cuda:1.")] = "cpu",
+    seed: Annotated[int | None, typer.Option("--seed", help="Of random masks; the recipe's by default.")] = None,
     threads: Threads = None,
     set_: Sets = None,
+    as_json: Json = False,
 ) -> None:
     """Make one checkpoint out of several, by a recipe."""
-    from ..fuse import fuse_recipe, read_recipe
+    from ..checkpoint import Hashed
+    from ..checkpoint.remembered import Remembered
+    from ..fuse import CpuExecutor, fuse_recipe, read_recipe
+    from ..fuse.execute import executor_for
+    from ..fuse.record import recorded
 
-    read = read_recipe(recipe, changes(set_))
-    opened = {name: address.open(name) for name in read.addresses}
-    base = opened[read.base_model] if read.base_model else None
-    fused = fuse_recipe(read, [opened[m.model] for m in read.models], base)
-    plan = fused.plan
-    if dry_run:
-        for name, tensor in plan.tensors.items():
-            print(f"{tensor.method or 'copy':<16} {tensor.spec.dtype:<5} {list(tensor.spec.shape)!s:<20} {name}")
-        print(f"{len(plan.tensors)} tensors; {plan.bytes_read:,} bytes to read, {plan.bytes_written:,} to write")
-        return
+    wanted = changes(set_)
+    if seed is not None:
+        wanted["seed"] = seed
+    threads = threads or os.cpu_count() or 1
+    read = read_recipe(recipe, wanted)
+    executor: Executor = CpuExecutor(threads) if device == "cpu" else executor_for(device)
+    with _placed(recipe):
+        opened = {name: _open(name, read, recipe) for name in read.addresses}
+        if dry_run:
+            _show(read, opened, threads, as_json)
+            return
+        memory = Remembered(cache_folder() / "ids")
+        inputs = {name: memory.watch(checkpoint) for name, checkpoint in opened.items()}
+        fused = fuse_recipe(read, inputs, executor)
+    for note in fused.plan.notes:
+        print(f"cofuse: note: {note}", file=sys.stderr)
+    result = Hashed(fused, once=True)
     with shown() as progress:
-        written = fused.save(
-            out, max_shard_bytes=None if shard is None else int(shard * 1e9), threads=threads, progress=progress
+        written = result.save(
+            out,
+            max_shard_bytes=None if shard is None else int(shard * 1e9),
+            threads=threads,
+            progress=progress,
+            last=lambda: recorded(read, inputs, result, device=device, hub=address.hub_ids(read.addresses)),
         )
-    print(f"{out}: {written.tensors} tensors, {written.bytes:,} bytes in {written.shards} file(s)")
+    memory.keep()
+    if as_json:
+        print(
+            json.dumps({"out": str(out), "tensors": written.tensors, "bytes": written.bytes, "files": written.shards})
+        )
+    else:
+        print(f"{out}: {written.tensors} tensors, {written.bytes:,} bytes in {written.shards} file(s)")
+
+
+def _open(name: str, recipe: Recipe, path: Path) -> Checkpoint:
+    try:
+        return address.open(name)
+    except CofuseError as error:
+        # Which line of the recipe names it, where it is a model of this recipe and not of one inside it.
+        place = next((part.place for part in recipe.parts if part.model == name), ())
+        raise _with_line(error, path, place) from error
+
+
+@contextmanager
+def _placed(recipe: Path) -> Iterator[None]:
+    """Errors of a plan, with the line of the recipe that they come from."""
+    from ..fuse.slices import PlannedError
+
+    try:
+        yield
+    except PlannedError as error:
+        raise _with_line(error, recipe, error.keys) from error
+
+
+def _with_line(error: CofuseError, recipe: Path, keys: Keys) -> CofuseError:
+    line = line_of(recipe, keys) if keys else None
+    if line is None:
+        return error
+    where = f"{recipe}:{line}" + (f" ({error.where})" if error.where else "")
+    return type(error)(error.what, where=where, got=error.got, expected=error.expected, hint=error.hint)
+
+
+def _show(recipe: Recipe, opened: Mapping[str, Checkpoint], threads: int, as_json: bool) -> None:
+    """The plan, and how the models fit together; the latter also where there can be no plan."""
+    from ..fuse import fuse_recipe
+    from ..fuse.compatibility import check
+    from ..fuse.outline import outline
+
+    models = {part.key: opened[part.model] for part in recipe.parts if isinstance(part.model, str)}
+    base = recipe.base_key if recipe.base_key in models else None
+    settled = recipe.model_fields_set.union(*(given.model_fields_set for _, given in recipe.given()))
+    report = check(models, base, settled=settled, threads=threads) if models else None
+    plan = None
+    try:
+        plan = outline(fuse_recipe(recipe, opened).plan, threads)
+    finally:
+        if as_json:
+            data = {"plan": plan.data if plan else None, "compatibility": report.as_json() if report else None}
+            print(json.dumps(data))
+        else:
+            print(*(text for text in (plan, report.text() if report else None) if text is not None), sep="\n\n")
 
 
 def body(

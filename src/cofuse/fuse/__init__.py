@@ -1,10 +1,12 @@
 """recipe -> plan -> execution; methods are pure functions on blocks."""
 
 from .execute import CpuExecutor, Executor
-from .fused import Fused, fuse, fuse_recipe
+from .fused import Fused
+from .fusing import fuse, fuse_recipe
 from .methods import METHODS, Method, Parameter, Place
 from .plan import Plan, TensorPlan, make_plan
-from .recipe import ModelInput, Recipe, read_recipe
+from .recipe import ModelInput, Recipe, Slice, SliceSource, read_recipe
+from .running import Running
 
 __all__ = [
     "METHODS",
@@ -17,6 +19,9 @@ __all__ = [
     "Place",
     "Plan",
     "Recipe",
+    "Running",
+    "Slice",
+    "SliceSource",
     "TensorPlan",
     "fuse",
     "fuse_recipe",

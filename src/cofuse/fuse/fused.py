@@ -12,8 +12,8 @@ from ..checkpoint import BLOCK_BYTES, Checkpoint, TensorSpec
 from ..checkpoint.dtypes import bits
 from .execute import CpuExecutor, Executor
 from .methods import METHODS, Method, Place
-from .plan import Input, Plan, make_plan
-from .recipe import Recipe, Value, simple_recipe
+from .plan import Input, Plan
+from .record import RECORD
 
 # Elements of a block. Several float32 buffers of so many are alive in each thread: they should fit the processor's cache,
 # and be small enough for malloc to hand the same memory out again instead of asking the system for new pages each time.
@@ -27,15 +27,28 @@ class Fused(Checkpoint):
     with ties at a threshold, is keyed by the block's place.
     """
 
-    def __init__(self, plan: Plan, checkpoints: Sequence[Checkpoint], executor: Executor | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        checkpoints: Sequence[Checkpoint],
+        executor: Executor | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
         self.plan = plan
         self.checkpoints = tuple(checkpoints)
         self._leader = checkpoints[plan.leader]
         self._executor = executor or CpuExecutor()
-        self._aliases = {a: kept for a, kept in self._leader.aliases.items() if a not in plan.tensors}
+        own = self._leader.files if files is None else files
+        # A leader that was fused itself carries the record of how, which is not how this is made.
+        self._files = own if RECORD not in own else {name: data for name, data in own.items() if name != RECORD}
+        self._aliases = plan.aliases
         self._surveys: dict[str, object] = {}
         self._surveying: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._scanned: set[str] = set()
         self._lock = threading.Lock()
+        # Held by whoever computes a tensor so large that another one beside it would double the memory. Each fuse has its
+        # own: one of its models may be such a fuse too, read by threads that this one waits for.
+        self.alone = threading.Lock()
 
     def names(self) -> tuple[str, ...]:
         return tuple(self.plan.tensors)
@@ -124,6 +137,14 @@ class Fused(Checkpoint):
                 self._surveys[key] = self._executor.survey(self, name, places)
             return self._surveys[key]
 
+    def scanned(self, name: str, *, now: bool = False) -> bool:
+        """Whether a survey has gone over every value of a tensor's inputs, all finite; `now` says that it has."""
+        method = self._method(name)
+        key = name if method is None or method.scope == "tensor" else ""
+        if now:
+            self._scanned.add(key)
+        return key in self._scanned
+
     def _method(self, name: str) -> Method | None:
         method = self.plan.tensors[self.resolve(name)].method
         return None if method is None else METHODS[method]
@@ -142,66 +163,12 @@ class Fused(Checkpoint):
         return -(-self.spec(name).numel // self._step(name))
 
     @property
-    def files(self) -> Mapping[str, bytes]:
-        return self._leader.files
-
-    @property
     def metadata(self) -> Mapping[str, str]:
-        return {k: v for k, v in self._leader.metadata.items() if k not in self.aliases}
+        return {k: v for k, v in self._leader.metadata.items() if k not in self._leader.aliases}
 
     @property
     def where(self) -> str:
-        return f"{self.plan.recipe.merge_method} of {len(self.plan.recipe.models)} models"
-
-
-def fuse(
-    method: str,
-    models: Sequence[Checkpoint],
-    *,
-    base: Checkpoint | None = None,
-    weights: Sequence[float] | None = None,
-    executor: Executor | None = None,
-    **parameters: Value,
-) -> Fused:
-    """Fuse checkpoints by a method; lazy: nothing is read until the result is.
-
-    Args:
-        method: a row of `METHODS`.
-        models: the tuned checkpoints.
-        base: what they were tuned from; gives names, dtypes and files.
-        weights: one for each model; 1 each when None.
-        executor: where blocks are computed; the processor when None.
-        parameters: the method's hyperparameters (`lambda` is spelled `scale`).
-
-    Raises:
-        FuseError: the models do not fit together, or a parameter is wrong.
-
-    >>> import torch
-    >>> from cofuse.checkpoint import Memory
-    >>> a, b = Memory({"x": torch.zeros(2)}), Memory({"x": torch.ones(2)})
-    >>> fuse("linear", [a, b], weights=[1, 3]).read("x")
-    tensor([0.7500, 0.7500])
-    """
-    spelled = {("lambda" if name == "scale" else name): value for name, value in parameters.items()}
-    recipe = simple_recipe(
-        method,
-        len(models),
-        base=base is not None,
-        parameters=spelled,
-        weights=None if weights is None else tuple(float(w) for w in weights),
-    )
-    return fuse_recipe(recipe, models, base, executor)
-
-
-def fuse_recipe(
-    recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None, executor: Executor | None = None
-) -> Fused:
-    """Fuse by a recipe whose models are already opened, in its order.
-
-    Raises:
-        FuseError: see `make_plan`.
-    """
-    return Fused(make_plan(recipe, models, base), [*models, *([] if base is None else [base])], executor)
+        return f"{self.plan.recipe.merge_method} of {len(self.plan.recipe.parts)} models"
 
 
 def _row(shape: tuple[int, ...]) -> int:

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from ..checkpoint import Checkpoint, TensorSpec
+from ..checkpoint.architecture import HEAD, VOCABULARY
 from ..checkpoint.dtypes import FLOATING
+from ..checkpoint.floats import FLOATS
+from ..document import Keys, nearest
 from ..errors import FuseError
-from .floats import FLOATS
-from .methods import METHODS
-from .recipe import DTYPE_WORDS, Recipe, Value
+from .frozen import Frozen
+from .methods import METHODS, Parameter
+from .recipe import DTYPE_WORDS, Recipe
+from .settings import Scalar, Setting, value_at
+from .slices import Member, PlannedError, Row, Stretch, rows, source_name, stretches
 
 # Floats whose values mean something only with a scale that stands elsewhere, or that nobody computes with.
 REFUSED = frozenset({*FLOATING, "C64"} - FLOATS)
 # Weights whose sum is smaller than this share of the largest one cancel; dividing by it would make noise a model.
 CANCELLED = 1e-6
+# Methods that divide by the sum of all weights; the others divide by those that agree, entry by entry.
+DIVIDE = frozenset({"linear", "task_arithmetic"})
+# What a model computes for itself when it is loaded: some files have it, some do not, and nobody trains it.
+COMPUTED = re.compile(
+    r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids|attn\.(?:masked_)?bias|attn\.attention\.masked_bias)$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +44,7 @@ class TensorPlan:
     """One tensor of the result.
 
     `method` is None for what is copied from the one input: integers and buffers are never averaged. Parameters that
-    each model has for itself are tuples, in the order of the inputs.
+    each model has for itself are tuples, in the order of the inputs, and so are statistics.
     """
 
     name: str
@@ -40,108 +52,322 @@ class TensorPlan:
     method: str | None
     inputs: tuple[Input, ...]
     base: Input | None = None
-    parameters: Mapping[str, Value | tuple[Value, ...]] = field(default_factory=dict)
+    parameters: Mapping[str, Scalar | tuple[Scalar, ...]] = field(default_factory=Frozen)
+    statistics: Mapping[str, tuple[Input, ...]] = field(default_factory=Frozen)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A recipe resolved against the models' names and shapes."""
+    """A recipe resolved against the models' names and shapes.
+
+    Attributes:
+        recipe: as written.
+        inputs: what the recipe calls the opened checkpoints, in their order.
+        tensors: what happens to each tensor of the result, in the order of its names.
+        leader: which checkpoint gives files, metadata and tied names.
+        aliases: names of the result that are tied, each with the name it is kept under.
+        layers: where the result's layers come from, (checkpoint, number); empty where no layers are moved.
+        bytes_read: of the inputs, each counted once, although a survey reads them again.
+        bytes_written: of the result.
+        notes: what somebody should know although nothing is wrong.
+    """
 
     recipe: Recipe
+    inputs: tuple[str, ...]
     tensors: Mapping[str, TensorPlan]
-    leader: int  # which checkpoint gives files, metadata and tied names
+    leader: int
+    aliases: Mapping[str, str]
+    layers: tuple[tuple[int, int], ...]
     bytes_read: int
     bytes_written: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        from .outline import outline
+
+        return str(outline(self))
 
 
-def make_plan(recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None) -> Plan:
+def make_plan(
+    recipe: Recipe, checkpoints: Mapping[str, Checkpoint] | Sequence[Checkpoint], *, lead: int | None = None
+) -> Plan:
     """Resolve a recipe.
 
     Args:
         recipe: what to do.
-        models: the opened models, in the recipe's order.
-        base: the opened base, which also gives names, dtypes and files; the first model does when None.
+        checkpoints: the opened ones by the keys of `recipe.parts` (and the addresses of statistics), or in the order
+            of those parts.
+        lead: which of them gives names, dtypes and files; the base does when None, or the first model without one.
 
     Raises:
         FuseError: a tensor is missing, or has another shape; it names the model and the tensor.
     """
-    method = METHODS[recipe.merge_method]
-    if len(models) != len(recipe.models):
-        raise FuseError("models and recipe disagree", got=len(models), expected=len(recipe.models))
-    if method.needs_base and base is None:
-        raise FuseError("the method needs a base", where=recipe.merge_method)
-    leader = base if base is not None else models[0]
-    parameters: dict[str, Value | tuple[Value, ...]] = {}
-    for name, parameter in method.parameters.items():
-        common = recipe.parameters.get(name, parameter.default)
-        if parameter.per_model:
-            # A base listed among the models has no task vector: as in mergekit, it counts for nothing.
-            own = [m.model != recipe.base_model or not method.needs_base for m in recipe.models]
-            values = [float(m.parameters.get(name, common)) for m in recipe.models]
-            parameters[name] = tuple(v if counts else 0.0 for v, counts in zip(values, own, strict=True))
-        else:
-            parameters[name] = common
-    weights = _floats(parameters.get("weight", (1.0,)))
-    if parameters.get("normalize") and abs(math.fsum(weights)) <= CANCELLED * max(map(abs, weights)):
-        raise FuseError(
-            "the weights sum to zero", where=recipe.merge_method, hint="set normalize: false, or other weights"
-        )
+    opened = _in_order(recipe, checkpoints)
+    inputs, found = tuple(opened), list(opened.values())
+    places = {key: i for i, key in enumerate(inputs)}
+    spread = stretches(recipe, places, lead=lead)
+    leader = lead if lead is not None else places[recipe.base_key] if recipe.base_key else spread[0].leader.checkpoint
+    settings = [_Settings(recipe, stretch) for stretch in spread]
     out_dtype = DTYPE_WORDS.get(recipe.out_dtype or recipe.dtype or "")
     tensors: dict[str, TensorPlan] = {}
     read = written = 0
-    # What the leader ties stays tied, unless a model has it apart.
-    apart = (a for a, kept in leader.aliases.items() if any(a in m and m.resolve(a) != m.resolve(kept) for m in models))
-    for name in (*leader.names(), *apart):
-        spec = leader.spec(name)
-        if spec.dtype in REFUSED:
-            raise FuseError(
-                "a tensor of this dtype cannot be averaged",
-                where=f"{leader.where}: {name}",
-                got=spec.dtype,
-                expected=", ".join(sorted(FLOATS)),
-                hint="dequantise the models first",
-            )
-        for model in models:
-            _check_same(model, name, spec)
-        fused = spec.dtype in FLOATS
-        out = TensorSpec(out_dtype, spec.shape) if fused and out_dtype else spec
-        inputs = tuple(Input(i, name) for i in range(len(models)))
-        if fused:
-            own = Input(len(models), name) if method.needs_base else None
-            tensors[name] = TensorPlan(name, out, recipe.merge_method, inputs, own, parameters)
-            read += sum(m.spec(name).nbytes for m in (*models, *([base] if own and base is not None else [])))
-        else:
-            place = len(models) if base is not None else 0
-            tensors[name] = TensorPlan(name, out, None, (Input(place, name),))
-            read += spec.nbytes
-        written += out.nbytes
-    for model in models:
-        extra = [n for n in model.names() if n not in leader]
+    listed = list(rows(spread, found))
+    # Heads that the leader ties and a model does not.
+    heads = _more_heads(spread, found, {row.name for row in listed})
+    for row in (*listed, *(Row(name, len(spread) - 1, 0.0, None, name) for name in heads)):
+        planned = _tensor(row, spread[row.stretch], settings[row.stretch], found, recipe, out_dtype)
+        tensors[row.name] = planned
+        sources = (*planned.inputs, *([planned.base] if planned.base else []))
+        read += sum(found[i.checkpoint].spec(i.name).nbytes for i in sources)
+        written += planned.spec.nbytes
+    _refuse_more(spread, found, tensors)
+    if recipe.method.scope == "model":
+        _refuse_unequal(recipe, tensors)
+    aliases = {a: kept for a, kept in found[leader].aliases.items() if a not in tensors and kept in tensors}
+    layers = tuple(
+        (stretch.leader.checkpoint, stretch.leader.start + i) for stretch in spread for i in range(stretch.layers or 0)
+    )
+    notes = tuple(f"{name}: {recipe.merge_method} has no such parameter; nothing changes" for name in recipe.idle)
+    return Plan(recipe, inputs, Frozen(tensors), leader, Frozen(aliases), layers, read, written, notes)
+
+
+def _in_order(recipe: Recipe, given: Mapping[str, Checkpoint] | Sequence[Checkpoint]) -> dict[str, Checkpoint]:
+    keys = [part.key for part in recipe.parts]
+    if isinstance(given, Mapping):
+        missing = [key for key in keys if key not in given]
+        if missing:
+            raise FuseError("a model of the recipe is not opened", got=missing[0], expected=", ".join(keys))
+        return {**{key: given[key] for key in keys}, **given}
+    if len(given) < len(keys):
+        raise FuseError("models and recipe disagree", got=len(given), expected=len(keys))
+    more = [f"{len(keys) + i}" for i in range(len(given) - len(keys))]
+    return dict(zip((*keys, *more), given, strict=True))
+
+
+class _Settings:
+    """A stretch's parameters, looked up for one tensor after another."""
+
+    def __init__(self, recipe: Recipe, stretch: Stretch) -> None:
+        self._recipe, self._stretch = recipe, stretch
+        self._shared = (stretch.parameters, recipe.parameters)
+        self._constant: Frozen[str, Scalar | tuple[Scalar, ...]] | None = None
+        scopes = [*self._shared, *(m.parameters for m in stretch.members)]
+        self._varies = any(isinstance(setting, tuple) for scope in scopes for setting in scope.values())
+
+    def of(self, row: Row, names: Sequence[str]) -> Frozen[str, Scalar | tuple[Scalar, ...]]:
+        """Every parameter of the method, for a tensor and the names its models have for it."""
+        if self._varies or self._constant is None:
+            self._constant = self._look_up(row, names)
+        return self._constant
+
+    def _look_up(self, row: Row, names: Sequence[str]) -> Frozen[str, Scalar | tuple[Scalar, ...]]:
+        found: dict[str, Scalar | tuple[Scalar, ...]] = {}
+        for name, parameter in self._recipe.method.parameters.items():
+            if parameter.per_model:
+                found[name] = tuple(
+                    self._value(name, parameter, (member.parameters, *self._shared), own, row.t, member.keys)
+                    for member, own in zip(self._stretch.members, names, strict=True)
+                )
+            else:
+                found[name] = self._value(name, parameter, self._shared, row.name, row.t, self._stretch.keys)
+        self._refuse_nothing(found, row)
+        return Frozen(found)
+
+    def _value(
+        self,
+        name: str,
+        parameter: Parameter,
+        scopes: Iterable[Mapping[str, Setting]],
+        tensor: str,
+        t: float,
+        keys: Keys,
+    ) -> Scalar:
+        for scope in scopes:
+            if name in scope:
+                try:
+                    value = value_at(name, scope[name], parameter, tensor, t)
+                except ValueError as error:
+                    raise PlannedError("a value between those given cannot be", where=tensor, got=error).at(
+                        keys
+                    ) from None
+                if value is not None:
+                    return value
+        if parameter.required:
+            raise PlannedError(
+                f'no value of "{name}"',
+                where=tensor,
+                expected=f"one for every tensor: {self._recipe.merge_method} has no default",
+                hint="give a last rule without a filter",
+            ).at(keys)
+        return parameter.default
+
+    def _refuse_nothing(self, found: Mapping[str, Scalar | tuple[Scalar, ...]], row: Row) -> None:
+        weights = found.get("weight")
+        if self._recipe.merge_method not in DIVIDE or not found.get("normalize") or not isinstance(weights, tuple):
+            return
+        numbers = [float(w) for w in weights]
+        if numbers and abs(math.fsum(numbers)) <= CANCELLED * max(map(abs, numbers)):
+            raise PlannedError(
+                "the weights sum to zero",
+                where=f"{self._recipe.merge_method}: {row.name}",
+                got=", ".join(f"{w:g}" for w in numbers),
+                hint="set normalize: false, or other weights",
+            ).at(self._stretch.keys)
+
+
+def _tensor(
+    row: Row,
+    stretch: Stretch,
+    settings: _Settings,
+    checkpoints: Sequence[Checkpoint],
+    recipe: Recipe,
+    out_dtype: str | None,
+) -> TensorPlan:
+    lead = checkpoints[stretch.leader.checkpoint]
+    own = _find(row, stretch, stretch.leader, checkpoints)
+    members = stretch.members
+    found = [_find(row, stretch, member, checkpoints) for member in members]
+    base = None if stretch.base is None else _find(row, stretch, stretch.base, checkpoints)
+    if COMPUTED.search(row.name) and (None in found or own is None or (stretch.base is not None and base is None)):
+        there = next(i for i in (own, base, *found) if i is not None)
+        return TensorPlan(row.name, checkpoints[there.checkpoint].spec(there.name), None, (there,))
+    asked = [(own, stretch.leader), (base, stretch.base), *zip(found, members, strict=True)]
+    for one, member in asked:
+        if one is None and member is not None:
+            raise _missing(row, stretch, member, checkpoints)
+    assert own is not None  # or it was missing
+    spec = checkpoints[own.checkpoint].spec(own.name)
+    if spec.dtype in REFUSED:
+        raise PlannedError(
+            "a tensor of this dtype cannot be averaged",
+            where=f"{lead.where}: {own.name}",
+            got=spec.dtype,
+            expected=", ".join(sorted(FLOATS)),
+            hint="dequantise the models first",
+        ).at(stretch.leader.keys)
+    for one, member in asked:
+        if one is not None and member is not None:
+            _check_same(checkpoints[one.checkpoint], one.name, spec, member.keys)
+    fused = spec.dtype in FLOATS
+    if not fused:
+        return TensorPlan(row.name, spec, None, (own,))
+    inputs = tuple(i for i in found if i is not None)
+    statistics = {
+        name: tuple(Input(member.statistics[name], i.name) for member, i in zip(members, inputs, strict=True))
+        for name in METHODS[recipe.merge_method].statistics
+    }
+    for name, chosen in statistics.items():
+        for i in chosen:
+            _check_same(checkpoints[i.checkpoint], i.name, spec, (*stretch.keys, "statistics", name))
+    return TensorPlan(
+        row.name,
+        TensorSpec(out_dtype, spec.shape) if out_dtype else spec,
+        recipe.merge_method,
+        inputs,
+        base,
+        settings.of(row, [i.name for i in inputs]),
+        Frozen(statistics),
+    )
+
+
+def _find(row: Row, stretch: Stretch, member: Member, checkpoints: Sequence[Checkpoint]) -> Input | None:
+    """The tensor of a row in one of its models; a head that is not there is the embedding that it is tied to."""
+    name = source_name(row, stretch, member)
+    checkpoint = checkpoints[member.checkpoint]
+    if name in checkpoint:
+        return Input(member.checkpoint, name)
+    tied = _tied_to(name, checkpoint)
+    return None if tied is None else Input(member.checkpoint, tied)
+
+
+def _tied_to(name: str, checkpoint: Checkpoint) -> str | None:
+    if not HEAD.search(name) or checkpoint.config.get("tie_word_embeddings") is False:
+        return None
+    found = [n for n in checkpoint.names() if n.endswith(".weight") and VOCABULARY.search(n) and not HEAD.search(n)]
+    return found[0] if len(found) == 1 else None
+
+
+def _more_heads(spread: Sequence[Stretch], checkpoints: Sequence[Checkpoint], names: Set[str]) -> list[str]:
+    """Heads that a model has for itself and the leader ties to its embedding."""
+    lead = checkpoints[spread[-1].leader.checkpoint]
+    found = dict.fromkeys(
+        name
+        for member in spread[-1].members
+        for name in checkpoints[member.checkpoint].names()
+        if name not in names and name not in lead and _tied_to(name, lead) is not None
+    )
+    return list(found)
+
+
+def _missing(row: Row, stretch: Stretch, member: Member, checkpoints: Sequence[Checkpoint]) -> PlannedError:
+    checkpoint = checkpoints[member.checkpoint]
+    name = source_name(row, stretch, member)
+    known = checkpoint.names()
+    close = nearest(name, known[:2000])
+    return PlannedError(
+        "a tensor is missing",
+        where=checkpoint.where,
+        got=f"no {name}",
+        hint=(f"{close} " if close.startswith("did") else "")
+        + "do the models come from one base? (a part of a model: partial: true; other names: prefix)",
+    ).at(member.keys)
+
+
+def _refuse_more(
+    spread: Sequence[Stretch], checkpoints: Sequence[Checkpoint], tensors: Mapping[str, TensorPlan]
+) -> None:
+    """Refuse tensors of a model that nothing is done with."""
+    if any(stretch.layers is not None for stretch in spread):
+        return  # layers are left out on purpose
+    used = {(i.checkpoint, i.name) for t in tensors.values() for i in (*t.inputs, *([t.base] if t.base else []))}
+    lead = checkpoints[spread[0].leader.checkpoint]
+    for member in spread[0].members:
+        checkpoint = checkpoints[member.checkpoint]
+        extra = [
+            n
+            for n in checkpoint.names()
+            if n not in lead and (member.checkpoint, n) not in used and not COMPUTED.search(n)
+        ]
         if extra:
-            raise FuseError(
+            raise PlannedError(
                 "a model has tensors that the base lacks",
-                where=model.where,
+                where=checkpoint.where,
                 got=", ".join(extra[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else ""),
                 hint="take its body first: cofuse body TUNED OUT --like BASE",
-            )
-    return Plan(recipe, tensors, len(models) if base is not None else 0, read, written)
+            ).at(member.keys)
 
 
-def _floats(value: Value | tuple[Value, ...]) -> tuple[float, ...]:
-    return tuple(map(float, value if isinstance(value, tuple) else (value,)))
+def _refuse_unequal(recipe: Recipe, tensors: Mapping[str, TensorPlan]) -> None:
+    """A method that looks at the whole model has one set of parameters, and the same models everywhere."""
+    fused = [t for t in tensors.values() if t.method is not None]
+    for tensor in fused[1:]:
+        first = fused[0]
+        for name in first.parameters:
+            if tensor.parameters[name] != first.parameters[name]:
+                raise PlannedError(
+                    f"{recipe.merge_method} looks at whole models: its parameters are the same for every tensor",
+                    where=f'"{name}" of {tensor.name}',
+                    got=tensor.parameters[name],
+                    expected=f"{first.parameters[name]}, as of {first.name}",
+                    hint="give one value, without filters and gradients",
+                ).at(("parameters", name))
+        if [i.checkpoint for i in tensor.inputs] != [i.checkpoint for i in first.inputs]:
+            raise PlannedError(
+                f"{recipe.merge_method} looks at whole models: they are the same in every slice", where=tensor.name
+            ).at(("slices",))
 
 
-def _check_same(model: Checkpoint, name: str, spec: TensorSpec) -> None:
-    if name not in model:
-        raise FuseError(
-            "a tensor is missing", where=model.where, got=f"no {name}", hint="do the models come from one base?"
-        )
+def _check_same(model: Checkpoint, name: str, spec: TensorSpec, keys: Keys) -> None:
     got = model.spec(name)
     if got.shape != spec.shape:
-        raise FuseError(
-            "a tensor has another shape", where=f"{model.where}: {name}", got=list(got.shape), expected=list(spec.shape)
-        )
+        raise PlannedError(
+            "a tensor has another shape",
+            where=f"{model.where}: {name}",
+            got=list(got.shape),
+            expected=list(spec.shape),
+            hint="say what to do with other vocabularies: tokenizer_source" if VOCABULARY.search(name) else None,
+        ).at(keys)
     if (got.dtype in FLOATS) != (spec.dtype in FLOATS):
-        raise FuseError(
+        raise PlannedError(
             "a tensor has another kind of dtype", where=f"{model.where}: {name}", got=got.dtype, expected=spec.dtype
-        )
+        ).at(keys)

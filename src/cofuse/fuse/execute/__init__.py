@@ -24,4 +24,20 @@ class Executor(Protocol):
         """What the tensor's method must know of all these blocks before it can compute one."""
 
 
-__all__ = ["CpuExecutor", "Executor"]
+def executor_for(device: str = "cpu") -> Executor:
+    """The executor of a device: `cpu`, or a name of torch's (`cuda`, `cuda:1`).
+
+    Raises:
+        FuseError: there is no such device here.
+
+    >>> executor_for("cpu").__class__.__name__
+    'CpuExecutor'
+    """
+    if device == "cpu":
+        return CpuExecutor()
+    from .torch_device import TorchExecutor  # torch takes seconds to import
+
+    return TorchExecutor(device)
+
+
+__all__ = ["CpuExecutor", "Executor", "executor_for"]

@@ -5,16 +5,246 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .arcee_fusion import arcee_fusion, survey_importance
+from .breadcrumbs import breadcrumbs, breadcrumbs_masks, breadcrumbs_ties
+from .consensus import consensus
+from .dare import dare_linear, dare_masks, dare_ties
+from .della import della, della_linear, della_masks
+from .ema import ema
+from .geometric_median import geometric_median, geometric_median_shares
+from .iso_c import iso_c
+from .karcher import karcher, karcher_shares
+from .krum import krum, krum_shares, multi_krum, multi_krum_shares
 from .linear import linear
 from .method import Array, Look, Method, Parameter, Place, Scan, Scope, Unit
+from .model_stock import model_stock, model_stock_shares
+from .multislerp import multislerp, multislerp_shares
+from .nearswap import nearswap
+from .norm_clip import norm_clip, norm_clip_shares
+from .nuslerp import nuslerp, nuslerp_ends
+from .order import median, trimmed_mean
+from .passthrough import passthrough
+from .pcb import pcb, survey_balance
+from .ram import ram, ramplus_tl, survey_shares
+from .sce import sce, sce_selection
+from .slerp import slerp, slerp_ends
 from .task_arithmetic import task_arithmetic
+from .ties import ties, ties_masks
+from .tsv import tsv
+from .wise_ft import wise_ft
 
 WEIGHT = Parameter(1.0, per_model=True)
+OWN_SCOPE = Parameter("model", choices=("model", "tensor"))
+CHANGE = Parameter(1e-5, low=0.0)  # what counts as a change
+SPARSE = {
+    "weight": WEIGHT,
+    "density": Parameter(1.0, per_model=True, low=0.0, high=1.0),
+    "lambda": Parameter(1.0),
+    "rescale_by": Parameter("l1", choices=("l1", "density")),
+    "int8_mask": Parameter(False),
+}
+ELECTED = {**SPARSE, "sign": Parameter("sum", choices=("sum", "count"))}
+GAMMA = Parameter(0.01, per_model=True, low=0.0, high=1.0)
+EPSILON = Parameter(0.15, per_model=True, low=0.0, high=0.5)
+YES, NO = Parameter(True), Parameter(False)
+BYZANTINE = Parameter(-1, low=-1)
 
 METHODS: dict[str, Method] = {
     "linear": Method(linear, "block", False, {"weight": WEIGHT, "normalize": Parameter(True)}),
     "task_arithmetic": Method(
         task_arithmetic, "block", True, {"weight": WEIGHT, "lambda": Parameter(1.0), "normalize": Parameter(False)}
+    ),
+    "ties": Method(
+        ties,
+        "block",
+        True,
+        {**ELECTED, "normalize": YES, "rescale": NO},
+        ties_masks,
+        placed=True,
+        kernel="methods:ties",
+    ),
+    "dare_linear": Method(
+        dare_linear,
+        "block",
+        True,
+        {**SPARSE, "normalize": NO, "rescale": YES},
+        dare_masks,
+        placed=True,
+        kernel="methods:dare_linear",
+    ),
+    "dare_ties": Method(
+        dare_ties,
+        "block",
+        True,
+        {**ELECTED, "normalize": NO, "rescale": YES},
+        dare_masks,
+        placed=True,
+        kernel="methods:dare_ties",
+    ),
+    "della": Method(
+        della,
+        "row",
+        True,
+        {**ELECTED, "epsilon": EPSILON, "normalize": YES, "rescale": YES},
+        della_masks,
+        placed=True,
+        kernel="methods:della",
+    ),
+    "della_linear": Method(
+        della_linear,
+        "row",
+        True,
+        {**SPARSE, "epsilon": EPSILON, "normalize": NO, "rescale": YES},
+        della_masks,
+        placed=True,
+        kernel="methods:della_linear",
+    ),
+    "breadcrumbs": Method(
+        breadcrumbs,
+        "block",
+        True,
+        {**SPARSE, "gamma": GAMMA, "normalize": NO, "rescale": NO},
+        breadcrumbs_masks,
+        placed=True,
+        kernel="methods:breadcrumbs",
+    ),
+    "breadcrumbs_ties": Method(
+        breadcrumbs_ties,
+        "block",
+        True,
+        {**ELECTED, "gamma": GAMMA, "normalize": NO, "rescale": NO},
+        breadcrumbs_masks,
+        placed=True,
+        kernel="methods:breadcrumbs_ties",
+    ),
+    "sce": Method(
+        sce,
+        "block",
+        True,
+        {"select_topk": Parameter(1.0, low=0.0, high=1.0), "int8_mask": NO},
+        sce_selection,
+        placed=True,
+        kernel="methods:sce",
+    ),
+    "consensus": Method(
+        consensus,
+        "block",
+        True,
+        {
+            "weight": WEIGHT,
+            "threshold": Parameter(0.4, per_model=True, low=0.0),
+            "least": Parameter(2, low=0),
+            "lambda": Parameter(1.0),
+        },
+    ),
+    "slerp": Method(slerp, "block", True, {"t": Parameter(0.5, required=True)}, slerp_ends, models=(1, 1)),
+    "nuslerp": Method(
+        nuslerp,
+        "row",
+        None,
+        {
+            "weight": Parameter(1.0, per_model=True, required=True),
+            "nuslerp_flatten": Parameter(True),
+            "nuslerp_row_wise": Parameter(False),
+        },
+        nuslerp_ends,
+        placed=True,
+        models=(2, 2),
+    ),
+    "multislerp": Method(
+        multislerp,
+        "block",
+        None,
+        {
+            "weight": Parameter(1.0, per_model=True, required=True),
+            "normalize_weights": Parameter(True),
+            "eps": Parameter(1e-8, low=0.0),
+        },
+        multislerp_shares,
+    ),
+    "karcher": Method(
+        karcher, "block", False, {"max_iter": Parameter(10, low=0), "tol": Parameter(1e-5, low=0.0)}, karcher_shares
+    ),
+    "model_stock": Method(
+        model_stock,
+        "row",
+        True,
+        {"filter_wise": Parameter(False)},
+        model_stock_shares,
+        placed=True,
+        models=(2, None),
+    ),
+    "passthrough": Method(passthrough, "block", False, {"scale": WEIGHT}, models=(1, 1)),
+    "nearswap": Method(nearswap, "block", True, {"t": Parameter(0.0, required=True)}, models=(1, 1)),
+    "wise_ft": Method(wise_ft, "block", True, {"alpha": Parameter(0.5, low=0.0, high=1.0)}, models=(1, 1)),
+    "ema": Method(ema, "block", None, {"decay": Parameter(0.9, low=0.0, high=1.0)}),
+    "median": Method(median, "block", False),
+    "trimmed_mean": Method(trimmed_mean, "block", False, {"trim": Parameter(0.2, low=0.0, high=0.5)}),
+    "geometric_median": Method(
+        geometric_median,
+        "block",
+        False,
+        {
+            "weight": Parameter(1.0, per_model=True, low=0.0),
+            "eps": Parameter(1e-6, low=1e-30),
+            "max_iter": Parameter(1000, low=1),
+            "scope": OWN_SCOPE,
+        },
+        geometric_median_shares,
+        scope="model",
+        placed=True,
+    ),
+    "krum": Method(krum, "block", False, {"byzantine": BYZANTINE}, krum_shares, scope="model", models=(3, None)),
+    "multi_krum": Method(
+        multi_krum,
+        "block",
+        False,
+        {"byzantine": BYZANTINE, "m": Parameter(-1, low=-1)},
+        multi_krum_shares,
+        scope="model",
+        models=(3, None),
+    ),
+    "norm_clip": Method(
+        norm_clip,
+        "block",
+        True,
+        {
+            "weight": WEIGHT,
+            "bound": Parameter(0.0, low=0.0),
+            "normalize": Parameter(True),
+            "scope": OWN_SCOPE,
+        },
+        norm_clip_shares,
+        scope="model",
+        placed=True,
+    ),
+    "arcee_fusion": Method(
+        arcee_fusion,
+        "row",
+        True,
+        survey=survey_importance,
+        placed=True,
+        models=(1, 1),
+        kernel="arcee_fusion:arcee_fusion",
+    ),
+    "ram": Method(ram, "block", True, {"epsilon": CHANGE}, kernel="ram:ram"),
+    "ramplus_tl": Method(
+        ramplus_tl,
+        "block",
+        True,
+        {"r": Parameter(0.1), "alpha": Parameter(0.2, low=0.0), "epsilon": CHANGE},
+        survey_shares,
+        kernel="ram:ramplus_tl",
+    ),
+    "tsv": Method(tsv, "tensor", True, {"weight": WEIGHT, "lambda": Parameter(1.0)}),
+    "iso_c": Method(iso_c, "tensor", True, {"weight": WEIGHT, "lambda": Parameter(1.0)}),
+    "pcb": Method(
+        pcb,
+        "block",
+        True,
+        {"weight": WEIGHT, "density": Parameter(0.1, low=0.0, high=1.0), "lambda": Parameter(1.0)},
+        survey_balance,
+        scope="model",
     ),
 }
 

@@ -31,7 +31,7 @@ class Parameter:
     Attributes:
         default: also says the type: bool, int, float or str.
         per_model: each model may have its own value.
-        low, high: the range, ends included; `above` and `below` are ends that are not.
+        low, high: the range, ends included.
         choices: the words that a str may be.
         required: there is no default that anybody could mean; `default` only says the type.
     """
@@ -92,6 +92,7 @@ class Method:
         placed: the function also takes `place`, the block's Place.
         models: how many it takes, least and most (the base not counted).
         kernel: "module:function" below `fuse.kernels`, compiled, with the function's signature.
+        statistics: what each model must bring besides its weights (a Fisher diagonal, a Gram matrix), as checkpoints.
     """
 
     function: Callable[..., Array]
@@ -103,3 +104,4 @@ class Method:
     placed: bool = False
     models: tuple[int, int | None] = (1, None)
     kernel: str | None = None
+    statistics: tuple[str, ...] = ()

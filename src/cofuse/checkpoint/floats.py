@@ -6,12 +6,12 @@ Numpy has no bfloat16 and no 8-bit floats. A bfloat16 is the upper half of a flo
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from .methods.method import Array
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
 
 # Kinds that blocks are computed from, and what numpy reads them as.
 STORED: dict[str, Any] = {
@@ -28,7 +28,7 @@ _EIGHT = {"F8_E4M3": (4, 3, 7, False), "F8_E5M2": (5, 2, 15, True)}
 
 
 def as_floats(raw: npt.NDArray[np.uint8], code: str, working: type[np.float32] | type[np.float64]) -> Array:
-    """Stored bytes as an array of the working dtype, in memory of its own.
+    """Stored bytes as an array of the working dtype; the bytes themselves where they are of it already.
 
     >>> as_floats(np.array([0x80, 0x3F], np.uint8), "BF16", np.float32)
     array([1.], dtype=float32)
@@ -41,8 +41,9 @@ def as_floats(raw: npt.NDArray[np.uint8], code: str, working: type[np.float32] |
         return found if working is np.float32 else found.astype(working)
     if code in _EIGHT:
         table: Array = eight_bit_values(code).astype(working)
-        return table[stored]
-    cast: Array = stored.astype(working)
+        eight: Array = table[stored]
+        return eight
+    cast: Array = stored.astype(working, copy=False)
     return cast
 
 

@@ -1,0 +1,86 @@
+"""The verb that makes a fuse again and compares."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .. import address
+from .progress import shown
+from .weights import Json, Threads
+
+if TYPE_CHECKING:
+    from ..fuse.record import InputRecord
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("replay")(replay)
+
+
+def replay(
+    what: Annotated[str, typer.Argument(metavar="ADDRESS", help="A checkpoint that cofuse fuse made.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write what is made again here; by default nothing is written.")
+    ] = None,
+    cwd: Annotated[
+        Path | None, typer.Option("--from", help="Where relative addresses start; the working folder by default.")
+    ] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Make a fuse again from its record, and compare every tensor; exit status 1 when anything differs."""
+    from ..checkpoint import Hashed
+    from ..fuse import fuse_recipe
+    from ..fuse.record import read_record, recorded, versions
+    from ..fuse.replay import compare, read_through
+
+    there = address.open(what)
+    record = read_record(there)
+    recipe = record.read_recipe()
+    inputs = {name: Hashed(address.open(name, cwd=cwd)) for name in recipe.addresses}
+    hub = address.hub_ids(recipe.addresses)
+    again = Hashed(fuse_recipe(recipe, inputs), once=True)
+    with shown() as progress:
+        if out is None:
+            read_through(again, threads, progress)
+        else:
+            again.save(out, threads=threads, progress=progress, last=lambda: recorded(recipe, inputs, again, hub=hub))
+        verdict = compare(record, inputs, again, there, threads)
+    if as_json:
+        found: dict[str, Any] = asdict(verdict)
+        for changed in found["inputs"]:
+            changed["recorded"] = changed["recorded"].content
+            changed["found"] = changed["found"].content
+        print(json.dumps({"same": verdict.same, **found}))
+    else:
+        if verdict.same:
+            print(f"the same: content {verdict.content}")
+        for changed in verdict.inputs:
+            print(f"changed input: {changed.address}: content {_id(changed.found)}, was {_id(changed.recorded)}")
+        if verdict.altered:
+            print(f"{what} was altered after it was made: content {verdict.found[:16]}, was {verdict.recorded[:16]}")
+        if verdict.content != verdict.recorded:
+            print(f"made again: content {verdict.content[:16]}, was {verdict.recorded[:16]}")
+            ours = versions()
+            for name, then in sorted(record.versions.items()):
+                if ours.get(name) != then:
+                    print(f"  {name} was {then}, is {ours.get(name, 'not there')}")
+        _list("tensors that differ", verdict.tensors)
+        _list("files that differ", verdict.files)
+    if not verdict.same:
+        raise typer.Exit(1)
+
+
+def _id(one: InputRecord) -> str:
+    return one.content[:16] if one.content else "not read"
+
+
+def _list(what: str, names: tuple[str, ...]) -> None:
+    if names:
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        print(f"{len(names)} {what}: {', '.join(names[:10])}{more}")
