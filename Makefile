@@ -35,7 +35,7 @@ test-slow: $(VENV)/.ready
 fuzz: $(VENV)/.ready
 	$(ONE_THREAD) $(BIN)/pytest -m slow tests/checkpoint/test_header_fuzz.py
 
-# What mergekit gives, from mergekit itself; COFUSE_MERGEKIT names a Python that has it, else one is made. Some ten minutes.
+# What mergekit gives, from mergekit itself; COFUSE_MERGEKIT names a Python that has it, else one is made. Tens of minutes.
 # With COFUSE_TASKS naming a folder of tasks, the real models are finetuned on these, else on the text of this repository.
 COFUSE_MERGEKIT ?= $(CURDIR)/$(MERGEKIT)/bin/python
 conformance: $(VENV)/.minilm $(if $(filter $(CURDIR)/$(MERGEKIT)/%,$(COFUSE_MERGEKIT)),$(MERGEKIT)/.ready)

@@ -17,6 +17,7 @@ Law: TypeAlias = Callable[[Case, torch.Tensor | None, list[torch.Tensor]], torch
 
 # mergekit's quantiles of larger tensors come from a random sample of this size.
 SAMPLE = 1_000_000
+OPPOSITE = 1.001e-3
 
 
 def _deltas(base: torch.Tensor | None, models: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -127,7 +128,9 @@ def importance_at_the_threshold(_: Case, base: torch.Tensor | None, models: list
 def antipodal(case: Case, base: torch.Tensor | None, models: list[torch.Tensor]) -> torch.Tensor:
     """NuSLERP between opposite vectors: through which great circle is left to the rounding of their cosine.
 
-    Opposite up to the square root of the dtype's precision, where the arc cosine has lost half its digits.
+    Opposite is what lacks at most 1e-3 of a straight angle: there a cosine in float32 leaves 6 % of error in what is lacking,
+    which the result is divided by. We mix such vectors linearly; mergekit does from about 1e-8 on, or from where its cosine
+    rounds to -1.
     """
     vectors = _deltas(base, models[:2]) if case.base else models[:2]
     a, b = (v.double() for v in vectors)
@@ -137,7 +140,7 @@ def antipodal(case: Case, base: torch.Tensor | None, models: list[torch.Tensor])
         a, b = a.transpose(0, -1), b.transpose(0, -1)
     a, b = (v / v.norm(dim=-1, keepdim=True).clamp(min=1e-300) for v in (a, b))
     # |a + b| is the sine of what their angle lacks of a straight one, without the cancellation of 1 - cos^2.
-    opposite = (a + b).norm(dim=-1, keepdim=True) <= torch.finfo(models[0].dtype).eps ** 0.5
+    opposite = (a + b).norm(dim=-1, keepdim=True) <= max(OPPOSITE, torch.finfo(models[0].dtype).eps ** 0.5)
     found = opposite.expand_as(a)
     if case.parameters.get("nuslerp_row_wise", False) and not case.parameters.get("nuslerp_flatten", True):
         found = found.transpose(0, -1)

@@ -307,3 +307,21 @@ def test_a_row_of_ones_own_is_planned_and_its_required_parameter_asked_for(monke
     assert isinstance(fuse("own", [model()], weights=[1.0]), Fused)
     with pytest.raises(FuseError, match="which own needs"):
         fuse("own", [model()])
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "settings", "said"),
+    [
+        ("della", 2, {"density": 0.9, "epsilon": 0.2}, "density 0.9, epsilon 0.2"),
+        ("della_linear", 1, {"density": 0.1, "epsilon": 0.1}, "density 0.1, epsilon 0.1"),
+        ("krum", 4, {"byzantine": 1}, "4 models, byzantine 1"),
+        ("multi_krum", 5, {"m": 6}, "m 6"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused_by_the_plan(
+    method: str, count: int, settings: dict[str, Any], said: str
+) -> None:
+    models = [Memory({"x": torch.ones(2, 2)}) for _ in range(count)]
+    base = models[0] if METHODS[method].needs_base else None
+    with pytest.raises(FuseError, match=said):
+        fuse(method, models, base=base, **settings)  # nothing has been read yet

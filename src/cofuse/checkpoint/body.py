@@ -89,7 +89,9 @@ def body(tuned: Checkpoint, *, like: Checkpoint) -> Body:
             got=f"{len(like.names()) - len(kept)} of {len(like.names())} tensors",
             hint=f"is it finetuned from {like.where}? first missing: {kept[0]}",
         )
-    view = Body(sources, files=like.files, metadata=like.metadata, aliases=like.aliases, where=tuned.where)
+    # How the base was made is not how this was.
+    files = {name: data for name, data in like.files.items() if name != "cofuse.json"}
+    view = Body(sources, files=files, metadata=like.metadata, aliases=like.aliases, where=tuned.where)
     view.choices = BodyChoices(prefix, tuple(n for n in tuned.names() if n not in used), tuple(kept))
     return view
 

@@ -74,7 +74,8 @@ class SafetensorsFile(Checkpoint):
             self._fd = -1
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
+        # Modules are emptied before the last objects go when the interpreter ends.
+        if getattr(self, "_fd", -1) >= 0 and os is not None and os.close is not None:
             self.close()
 
 

@@ -14,7 +14,7 @@ from ..checkpoint.floats import FLOATS
 from ..document import Keys, nearest
 from ..errors import FuseError
 from .frozen import Frozen
-from .methods import METHODS, Parameter
+from .methods import METHODS, Parameter, keyword_arguments
 from .recipe import DTYPE_WORDS, Recipe
 from .settings import Scalar, Setting, value_at
 from .slices import Member, PlannedError, Row, Stretch, rows, source_name, stretches
@@ -171,6 +171,13 @@ class _Settings:
             else:
                 found[name] = self._value(name, parameter, self._shared, row.name, row.t, self._stretch.keys)
         self._refuse_nothing(found, row)
+        if self._recipe.method.check is not None:
+            try:
+                self._recipe.method.check(len(names), **keyword_arguments(found))
+            except FuseError as error:
+                raise PlannedError(
+                    error.what, where=row.name, got=error.got, expected=error.expected, hint=error.hint
+                ).at(self._stretch.keys) from None
         return Frozen(found)
 
     def _value(

@@ -9,12 +9,12 @@ from .arcee_fusion import arcee_fusion, survey_importance
 from .breadcrumbs import breadcrumbs, breadcrumbs_masks, breadcrumbs_ties
 from .consensus import consensus
 from .dare import dare_linear, dare_masks, dare_ties
-from .della import della, della_linear, della_masks
+from .della import check_probabilities, della, della_linear, della_masks
 from .ema import ema
 from .geometric_median import geometric_median, geometric_median_shares
 from .iso_c import iso_c
 from .karcher import karcher, karcher_shares
-from .krum import krum, krum_shares, multi_krum, multi_krum_shares
+from .krum import check_counts, krum, krum_shares, multi_krum, multi_krum_shares
 from .linear import linear
 from .method import Array, Look, Method, Parameter, Place, Scan, Scope, Unit
 from .model_stock import model_stock, model_stock_shares
@@ -89,6 +89,7 @@ METHODS: dict[str, Method] = {
         della_masks,
         placed=True,
         kernel="methods:della",
+        check=check_probabilities,
     ),
     "della_linear": Method(
         della_linear,
@@ -98,6 +99,7 @@ METHODS: dict[str, Method] = {
         della_masks,
         placed=True,
         kernel="methods:della_linear",
+        check=check_probabilities,
     ),
     "breadcrumbs": Method(
         breadcrumbs,
@@ -194,7 +196,16 @@ METHODS: dict[str, Method] = {
         scope="model",
         placed=True,
     ),
-    "krum": Method(krum, "block", False, {"byzantine": BYZANTINE}, krum_shares, scope="model", models=(3, None)),
+    "krum": Method(
+        krum,
+        "block",
+        False,
+        {"byzantine": BYZANTINE},
+        krum_shares,
+        scope="model",
+        models=(3, None),
+        check=check_counts,
+    ),
     "multi_krum": Method(
         multi_krum,
         "block",
@@ -203,6 +214,7 @@ METHODS: dict[str, Method] = {
         multi_krum_shares,
         scope="model",
         models=(3, None),
+        check=check_counts,
     ),
     "norm_clip": Method(
         norm_clip,

@@ -108,32 +108,28 @@ def della_linear(
 def della_masks(
     scan: Scan, *, density: Sequence[float], epsilon: Sequence[float], rescale: bool, rescale_by: By, **_: Any
 ) -> Sparsity:
-    """The norms that the masks leave.
-
-    Raises:
-        FuseError: a probability would lie outside (0, 1).
-    """
+    """The norms that the masks leave."""
     masks: list[Mask] = []
     for d, e in zip(density, epsilon, strict=True):
         if not 0 < d < 1:
             masks.append(Whole(d >= 1))
             continue
-        check(d, e)
         masks.append(DropByRank(d, e, rescale and rescale_by == "density"))
     return rescaled(scan, masks, density, rescale, rescale_by)
 
 
-def check(density: float, epsilon: float) -> None:
+def check_probabilities(count: int, *, density: Sequence[float], epsilon: Sequence[float], **_: Any) -> None:
     """Refuse probabilities outside (0, 1), as mergekit does.
 
     Raises:
         FuseError: density - epsilon or density + epsilon lies outside.
     """
-    if density + epsilon >= 1 or density - epsilon <= 0:
-        raise FuseError(
-            "a probability of being kept lies outside (0, 1)",
-            where="della",
-            got=f"density {density}, epsilon {epsilon}",
-            expected="density - epsilon > 0 and density + epsilon < 1",
-            hint="a smaller epsilon",
-        )
+    for d, e in zip(density, epsilon, strict=True):
+        if 0 < d < 1 and not (d - e > 0 and d + e < 1):
+            raise FuseError(
+                "a probability of being kept lies outside (0, 1)",
+                where="della",
+                got=f"density {d}, epsilon {e}",
+                expected="density - epsilon > 0 and density + epsilon < 1",
+                hint="a smaller epsilon",
+            )

@@ -73,12 +73,13 @@ def krum_shares(scan: Scan, *, byzantine: int = AS_MANY) -> tuple[float, ...]:
     return multi_krum_shares(scan, byzantine=byzantine, m=1)
 
 
-def multi_krum_shares(scan: Scan, *, byzantine: int = AS_MANY, m: int = AS_MANY) -> tuple[float, ...]:
-    """The models' coefficients."""
-    distances = in_groups(square_distances(scan), "model")[""]
-    count = len(distances)
+def check_counts(count: int, *, byzantine: int = AS_MANY, m: int = AS_MANY) -> None:
+    """Refuse more bad models than a majority can outvote, and keeping more models than there are.
+
+    Raises:
+        FuseError: see above.
+    """
     bad = (count - 3) // 2 if byzantine == AS_MANY else byzantine
-    keep = count - bad if m == AS_MANY else m
     if not 0 <= 2 * bad < count - 2:
         raise FuseError(
             "too few models for so many bad ones",
@@ -86,8 +87,16 @@ def multi_krum_shares(scan: Scan, *, byzantine: int = AS_MANY, m: int = AS_MANY)
             got=f"{count} models, byzantine {bad}",
             expected="2 byzantine + 2 < models",
         )
-    if not 1 <= keep <= count:
+    if m != AS_MANY and not 1 <= m <= count:
         raise FuseError("cannot keep so many models", where="multi_krum", got=f"m {m}", expected=f"1 to {count}")
+
+
+def multi_krum_shares(scan: Scan, *, byzantine: int = AS_MANY, m: int = AS_MANY) -> tuple[float, ...]:
+    """The models' coefficients."""
+    distances = in_groups(square_distances(scan), "model")[""]
+    count = len(distances)
+    bad = (count - 3) // 2 if byzantine == AS_MANY else byzantine
+    keep = count - bad if m == AS_MANY else m
     best = np.argsort(scores(distances, bad), kind="stable")[:keep]
     return tuple(1 / keep if i in best else 0.0 for i in range(count))
 

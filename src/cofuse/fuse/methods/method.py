@@ -92,6 +92,8 @@ class Method:
         placed: the function also takes `place`, the block's Place.
         models: how many it takes, least and most (the base not counted).
         kernel: "module:function" below `fuse.kernels`, compiled, with the function's signature.
+        check: `check(count, *, parameters...)` refuses, with a FuseError, parameters that do not fit together or that do not
+            fit so many models; called when the plan is made.
         statistics: what each model must bring besides its weights (a Fisher diagonal, a Gram matrix), as checkpoints.
     """
 
@@ -104,4 +106,5 @@ class Method:
     placed: bool = False
     models: tuple[int, int | None] = (1, None)
     kernel: str | None = None
+    check: Callable[..., None] | None = None
     statistics: tuple[str, ...] = ()
