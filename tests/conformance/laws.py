@@ -121,7 +121,7 @@ def importance_at_the_threshold(_: Case, base: torch.Tensor | None, models: list
 
     low = quantile(0.5, -1) + 1.5 * (quantile(0.75, -1) - quantile(0.25, 1))
     high = quantile(0.5, 1) + 1.5 * (quantile(0.75, 1) - quantile(0.25, -1))
-    slack = 64 * torch.finfo(models[0].dtype).eps
+    slack = max(64 * torch.finfo(models[0].dtype).eps, 4 * torch.finfo(torch.float32).eps)  # ours are float32
     return (importance >= low - slack * low.abs()) & (importance <= high + slack * high.abs())
 
 

@@ -10,7 +10,7 @@ import typer
 
 from .. import __version__
 from ..errors import CofuseError, Interrupted
-from . import evolution, history, lora, replay, weights
+from . import evolution, history, lora, methods, replay, weights
 
 app = typer.Typer(
     name="cofuse",
@@ -37,7 +37,7 @@ def _top(
     pass
 
 
-for module in (weights, replay, lora, history, evolution):
+for module in (weights, methods, replay, lora, history, evolution):
     module.register(app)
 
 

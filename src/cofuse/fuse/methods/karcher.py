@@ -18,7 +18,7 @@ def karcher(
     tol: float = 1e-5,
     known: Sequence[float],
 ) -> Array:
-    """The point of the unit sphere with the least sum of squared angles to the models, at the mean of their lengths.
+    """The direction with the least sum of squared angles to the models, at the mean of their lengths.
 
         m <- cos(|g|) m + sin(|g|) g / |g|,   g = (1/n) sum_i theta_i / sin(theta_i) (u_i - cos(theta_i) m)
         out = (1/N sum_i |t_i|) m,            u_i = t_i / |t_i|,   cos(theta_i) = <u_i, m>

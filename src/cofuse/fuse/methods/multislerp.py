@@ -20,7 +20,7 @@ def multislerp(
     eps: float = 1e-8,
     known: Sequence[float],
 ) -> Array:
-    """The barycentre on a sphere: the models' weighted mean direction, at the weighted mean of their lengths.
+    """The models' weighted mean direction on a sphere, at the weighted mean of their lengths.
 
         u_i = v_i / (|v_i| + eps),   m = sum_i w_i u_i,   out = (sum_i w_i |v_i|) m / |m|          (+ base)
 
