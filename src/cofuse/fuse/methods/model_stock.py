@@ -22,7 +22,7 @@ def model_stock(
     known: Sequence[float] | None,
     place: Place,
 ) -> Array:
-    """Between the base and the mean of N models, at a share t that the angle between the task vectors decides.
+    """Between the base and the mean of N models, at a share t decided by the angle between the task vectors.
 
         out = t mean_i(t_i) + (1 - t) base,   t = N c / (1 + (N - 1) c)
 

@@ -45,7 +45,7 @@ def ramplus_tl(
     alpha: float = 0.2,
     epsilon: float = 1e-5,
 ) -> Array:
-    """As `ram`, with what one model alone changed made larger, the more of its changes it shares with others.
+    """As `ram`, with what one model alone changed made larger, the more it shares with others.
 
         lambda_i = 1 + r min(alpha, rho_i),    rho_i = (entries that i and others changed) / (entries that i alone changed)
         out = base + lambda_i (t_i - base)            where i alone changed the entry
