@@ -63,8 +63,10 @@ class SafetensorsFile(Checkpoint):
         return read_range(self._fd, self.header.data_start + entry.start + start, stop - start, self.where, name)
 
     def read_into(self, name: str, start: int, out: memoryview) -> None:
-        self.check_range(name, start, start + len(out))
-        entry = self.header.entries[self.resolve(name)]
+        entry = self.header.entries.get(self.resolve(name))
+        if entry is None or not 0 <= start <= start + len(out) <= entry.end - entry.start:
+            self.check_range(name, start, start + len(out))  # says what is wrong
+            return
         fill(self._fd, self.header.data_start + entry.start + start, out, self.where, name)
 
     def close(self) -> None:

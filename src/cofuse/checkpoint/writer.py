@@ -10,7 +10,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +24,9 @@ from .disk import SIDE_ENDINGS, is_weights
 from .durable import building, explained, write_synced
 from .header import Header, build_header
 from .parallel import for_each
+
+# How much is written before it is sent to the disk.
+FLUSH_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,7 @@ def save(
     own = {k: v for k, v in checkpoint.metadata.items() if k not in specs}
     metadata = {"format": "pt", **own, **checkpoint.aliases}
     layout = plan_layout(specs, metadata, max_shard_bytes)
-    _refuse_to_replace(folder)
+    refuse_to_replace(folder)
     write = write_synced if durable else _write_new
     with building(folder) as temporary:
         for name, data in checkpoint.files.items():
@@ -122,7 +128,7 @@ def save(
             write(temporary / "model.safetensors.index.json", layout.index)
         total = sum(h.data_start + h.data_bytes for h in layout.headers.values())
         bar = progress.bar(f"writing {folder.name}", total, "B")
-        with _Places(temporary, layout) as places:
+        with _Places(temporary, layout, durable) as places:
             jobs = (
                 (name, start, stop)
                 for name in _reading_order(checkpoint, layout)
@@ -162,7 +168,12 @@ def _reading_order(checkpoint: Checkpoint, layout: Layout) -> Iterator[str]:
         yield from header.entries
 
 
-def _refuse_to_replace(folder: Path) -> None:
+def refuse_to_replace(folder: Path) -> None:
+    """Refuse a folder that holds anything but a checkpoint.
+
+    Raises:
+        CheckpointError: names what stands there.
+    """
     with explained(folder):
         if folder.exists() and not folder.is_dir():
             raise CheckpointError("the output is a file", where=folder, expected="a folder")
@@ -179,12 +190,21 @@ def _refuse_to_replace(folder: Path) -> None:
 
 
 class _Places:
-    """Open output files, sized before anything is written into them."""
+    """Open output files, sized before anything is written into them.
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
+    What is written is sent to the disk while the rest is computed: waiting for a gigabyte at the end takes as long as
+    merging it.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, durable: bool) -> None:
         self._layout = layout
         self._fds: dict[str, int] = {}
         self._folder = folder
+        self._durable = durable
+        self._lock = threading.Lock()
+        self._flusher = ThreadPoolExecutor(1)
+        self._flushing: Future[None] | None = None
+        self._unflushed: defaultdict[int, int] = defaultdict(int)  # file descriptor -> bytes
 
     def __enter__(self) -> _Places:
         try:
@@ -203,13 +223,28 @@ class _Places:
     def write(self, name: str, start: int, data: bytes | bytearray | memoryview) -> None:
         file = self._layout.homes[name]
         header = self._layout.headers[file]
-        _write_at(self._fds[file], data, header.data_start + header.entries[name].start + start)
+        fd = self._fds[file]
+        _write_at(fd, data, header.data_start + header.entries[name].start + start)
+        if self._durable:
+            with self._lock:
+                self._unflushed[fd] += len(data)
+                if self._unflushed[fd] >= FLUSH_BYTES and (self._flushing is None or self._flushing.done()):
+                    self._unflushed[fd] = 0
+                    self._flushed()
+                    self._flushing = self._flusher.submit(os.fdatasync, fd)
 
     def sync(self) -> None:
+        self._flushed()
         for fd in self._fds.values():
             os.fsync(fd)
 
+    def _flushed(self) -> None:
+        """Raise what went wrong in the flush before: the disk says it only once."""
+        if self._flushing is not None:
+            self._flushing.result()
+
     def __exit__(self, *_: object) -> None:
+        self._flusher.shutdown()
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()

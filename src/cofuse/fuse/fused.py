@@ -5,19 +5,55 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..checkpoint import BLOCK_BYTES, Checkpoint, TensorSpec
 from ..checkpoint.dtypes import bits
 from .execute import CpuExecutor, Executor
-from .methods import METHODS, Method, Place
+from .methods import METHODS, Method, Place, Unit
 from .plan import Input, Plan
 from .record import RECORD
 
 # Elements of a block. Several float32 buffers of so many are alive in each thread: they should fit the processor's cache,
 # and be small enough for malloc to hand the same memory out again instead of asking the system for new pages each time.
-BLOCK = 128 * 1024
+BLOCK = 256 * 1024
+
+
+class Source(NamedTuple):
+    """A tensor that goes in, with what every read of it needs."""
+
+    checkpoint: Checkpoint
+    name: str
+    dtype: str
+    width: int  # bytes of an element
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """What is the same for all blocks of a fused tensor.
+
+    Attributes:
+        spec, numel: of the result.
+        unit: how it is cut.
+        scope: what its survey is kept under: its name, or "" where one survey goes over all tensors.
+        row: elements of a row, all dimensions but the first; a vector is one row.
+        step: elements of each block but the last.
+        wide: computed in float64, because something in it is float64.
+        models, base: where it is read from.
+    """
+
+    spec: TensorSpec
+    numel: int
+    unit: Unit
+    scope: str
+    row: int
+    step: int
+    wide: bool
+    models: tuple[Source, ...]
+    base: Source | None
 
 
 class Fused(Checkpoint):
@@ -42,6 +78,7 @@ class Fused(Checkpoint):
         # A leader that was fused itself carries the record of how, which is not how this is made.
         self._files = own if RECORD not in own else {name: data for name, data in own.items() if name != RECORD}
         self._aliases = plan.aliases
+        self._tensors: dict[str, Tensor] = {}
         self._surveys: dict[str, object] = {}
         self._surveying: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._scanned: set[str] = set()
@@ -65,7 +102,7 @@ class Fused(Checkpoint):
             return
         # Whole blocks, as many as `size` has room for.
         spec = self.spec(name)
-        own = self._step(name) * (bits(spec.dtype) // 8)
+        own = self.tensor(self.resolve(name)).step * (bits(spec.dtype) // 8)
         step = own * max(1, size // own)
         for start in range(0, spec.nbytes, step):
             yield start, min(start + step, spec.nbytes)
@@ -77,7 +114,7 @@ class Fused(Checkpoint):
         if plan.method is None:
             (source,) = plan.inputs
             return self.checkpoints[source.checkpoint].read_bytes(source.name, start, stop)
-        step = self._step(name) * (bits(plan.spec.dtype) // 8)
+        step = self.tensor(name).step * (bits(plan.spec.dtype) // 8)
         out = np.empty(stop - start, np.uint8)
         for index in range(start // step, -(-stop // step) if stop > start else 0):
             block = self._executor.block(self, name, index)
@@ -88,46 +125,31 @@ class Fused(Checkpoint):
 
     # What executors ask
 
-    def inputs(self, name: str) -> Iterator[tuple[Checkpoint, str]]:
-        """The models' tensors that a tensor is made from."""
-        for source in self.plan.tensors[name].inputs:
-            yield self.checkpoints[source.checkpoint], source.name
-
-    def base_input(self, name: str) -> tuple[Checkpoint, str] | None:
-        """The base's."""
-        source = self.plan.tensors[name].base
-        return None if source is None else (self.checkpoints[source.checkpoint], source.name)
-
-    def wide(self, name: str) -> bool:
-        """Whether a tensor is computed in float64: something in it is float64."""
-        plan = self.plan.tensors[name]
-        sources: tuple[Input, ...] = plan.inputs if plan.base is None else (*plan.inputs, plan.base)
-        return plan.spec.dtype == "F64" or any(
-            self.checkpoints[s.checkpoint].spec(s.name).dtype == "F64" for s in sources
-        )
+    def tensor(self, name: str) -> Tensor:
+        """All that is the same for every block of a fused tensor."""
+        found = self._tensors.get(name)
+        if found is None:
+            found = self._tensors[name] = self._resolved(name)
+        return found
 
     def place(self, name: str, index: int) -> Place:
         """Where a block lies."""
-        shape = self.spec(name).shape
-        return Place(name, shape, index, index * self._step(name), self.plan.recipe.seed)
+        tensor = self.tensor(name)
+        return Place(name, tensor.spec.shape, index, index * tensor.step, self.plan.recipe.seed)
 
     def block_shape(self, place: Place) -> tuple[int, ...]:
         """The shape in which a method is handed a block."""
-        method = self._method(place.tensor)
-        spec = self.spec(place.tensor)
-        if method is not None and method.unit == "tensor":
-            return spec.shape
-        count = min(self._step(place.tensor), spec.numel - place.start)
-        if method is not None and method.unit == "row":
-            row = _row(spec.shape)
-            return (count // row if row else 0, row)
+        tensor = self.tensor(place.tensor)
+        if tensor.unit == "tensor":
+            return tensor.spec.shape
+        count = min(tensor.step, tensor.numel - place.start)
+        if tensor.unit == "row":
+            return (count // tensor.row if tensor.row else 0, tensor.row)
         return (count,)
 
     def known(self, name: str) -> object:
         """What a tensor's method has found out about the whole; found once, by the first thread that asks."""
-        method = self._method(name)
-        assert method is not None  # copied tensors are not surveyed
-        key = name if method.scope == "tensor" else ""
+        key = self.tensor(name).scope
         with self._lock:
             lock = self._surveying[key]
         with lock:
@@ -139,28 +161,37 @@ class Fused(Checkpoint):
 
     def scanned(self, name: str, *, now: bool = False) -> bool:
         """Whether a survey has gone over every value of a tensor's inputs, all finite; `now` says that it has."""
-        method = self._method(name)
-        key = name if method is None or method.scope == "tensor" else ""
+        key = self.tensor(name).scope
         if now:
             self._scanned.add(key)
         return key in self._scanned
+
+    def _resolved(self, name: str) -> Tensor:
+        plan = self.plan.tensors[name]
+        assert plan.method is not None  # copied tensors have no blocks of their own
+        method, spec = METHODS[plan.method], plan.spec
+        row = int(np.prod(spec.shape[1:] if len(spec.shape) > 1 else spec.shape, dtype=np.int64))
+        step = BLOCK
+        if method.unit != "block":
+            step = max(1, spec.numel) if method.unit == "tensor" or not row else row * max(1, BLOCK // row)
+        models = tuple(self._source(source) for source in plan.inputs)
+        base = None if plan.base is None else self._source(plan.base)
+        wide = "F64" in {spec.dtype, *(s.dtype for s in models), "" if base is None else base.dtype}
+        scope = name if method.scope == "tensor" else ""
+        return Tensor(spec, spec.numel, method.unit, scope, row, step, wide, models, base)
+
+    def _source(self, source: Input) -> Source:
+        checkpoint = self.checkpoints[source.checkpoint]
+        dtype = checkpoint.spec(source.name).dtype
+        return Source(checkpoint, source.name, dtype, bits(dtype) // 8)
 
     def _method(self, name: str) -> Method | None:
         method = self.plan.tensors[self.resolve(name)].method
         return None if method is None else METHODS[method]
 
-    def _step(self, name: str) -> int:
-        """Elements of each block of a tensor but the last."""
-        method, spec = self._method(name), self.spec(name)
-        if method is None or method.unit == "block":
-            return BLOCK
-        row = _row(spec.shape)
-        if method.unit == "tensor" or not row:
-            return max(1, spec.numel)
-        return row * max(1, BLOCK // row)
-
     def _count(self, name: str) -> int:
-        return -(-self.spec(name).numel // self._step(name))
+        tensor = self.tensor(name)
+        return -(-tensor.numel // tensor.step)
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -169,8 +200,3 @@ class Fused(Checkpoint):
     @property
     def where(self) -> str:
         return f"{self.plan.recipe.merge_method} of {len(self.plan.recipe.parts)} models"
-
-
-def _row(shape: tuple[int, ...]) -> int:
-    """Elements of a row: of all but the first dimension; a vector is one row."""
-    return int(np.prod(shape[1:] if len(shape) > 1 else shape, dtype=np.int64))

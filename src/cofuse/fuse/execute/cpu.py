@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -12,14 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ...checkpoint import Checkpoint, map_each
-from ...checkpoint.dtypes import bits
+from ...checkpoint import map_each
 from ...checkpoint.floats import STORED, as_floats, as_stored
 from ...errors import FuseError
 from ..methods import METHODS, Array, Look, Method, Place, keyword_arguments
 
 if TYPE_CHECKING:
-    from ..fused import Fused
+    from ..fused import Fused, Source
 
 T = TypeVar("T")
 
@@ -88,27 +88,25 @@ class CpuExecutor:
         return method.survey(scan, **keyword_arguments(plan.parameters))
 
     def _models(self, fused: Fused, place: Place, check: bool) -> Iterator[Array]:
-        for checkpoint, name in fused.inputs(place.tensor):
-            yield self._load(fused, checkpoint, name, place, check)
+        for source in fused.tensor(place.tensor).models:
+            yield self._load(fused, source, place, check)
 
     def _base(self, fused: Fused, place: Place, check: bool) -> Array | None:
-        source = fused.base_input(place.tensor)
-        return None if source is None else self._load(fused, *source, place, check)
+        source = fused.tensor(place.tensor).base
+        return None if source is None else self._load(fused, source, place, check)
 
-    def _load(self, fused: Fused, checkpoint: Checkpoint, name: str, place: Place, check: bool) -> Array:
-        code = checkpoint.spec(name).dtype
+    def _load(self, fused: Fused, source: Source, place: Place, check: bool) -> Array:
         shape = fused.block_shape(place)
-        width = bits(code) // 8
-        count = int(np.prod(shape, dtype=np.int64))
-        raw = np.empty(count * width, np.uint8)
-        if count:
-            checkpoint.read_into(name, place.start * width, raw.data)
-        values = as_floats(raw, code, np.float64 if fused.wide(place.tensor) else np.float32)
-        if check and not _finite(raw, code):
+        raw = np.empty(math.prod(shape) * source.width, np.uint8)
+        if len(raw):
+            source.checkpoint.read_into(source.name, place.start * source.width, raw.data)
+        values = as_floats(raw, source.dtype, np.float64 if fused.tensor(place.tensor).wide else np.float32)
+        if check and not _finite(raw, source.dtype):
+            at = int((~np.isfinite(values)).argmax())
             raise FuseError(
                 "a value is not finite",
-                where=f"{checkpoint.where}: {name}",
-                got=f"{values[~np.isfinite(values)][0]} at element {place.start + int((~np.isfinite(values)).argmax())}",
+                where=f"{source.checkpoint.where}: {source.name}",
+                got=f"{values[at]} at element {place.start + at}",
                 hint="leave this model out",
             )
         return values.reshape(shape)

@@ -170,16 +170,16 @@ class _Inputs:
 
     def __init__(self, fused: Fused, run: _Run, staging: _Staging) -> None:
         self._fused, self._run, self._staging = fused, run, staging
-        self._dtype = torch.float64 if fused.wide(run.place.tensor) else torch.float32
+        self._dtype = torch.float64 if fused.tensor(run.place.tensor).wide else torch.float32
         self._finite: list[tuple[torch.Tensor, Checkpoint, str]] = []
 
     def models(self) -> Iterator[Array]:
-        for checkpoint, name in self._fused.inputs(self._run.place.tensor):
-            yield self._load(checkpoint, name)
+        for source in self._fused.tensor(self._run.place.tensor).models:
+            yield self._load(source.checkpoint, source.name)
 
     def base(self) -> Array | None:
-        source = self._fused.base_input(self._run.place.tensor)
-        return None if source is None else self._load(*source)
+        source = self._fused.tensor(self._run.place.tensor).base
+        return None if source is None else self._load(source.checkpoint, source.name)
 
     @contextmanager
     def checked(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ Matrix: TypeAlias = npt.NDArray[np.float64]
 
 # Sums run side by side, entry by entry, so that each is short and the order of additions is the same on every
 # processor.
-LANES = 2048
+LANES = 4096
 # A combination of unit vectors shorter than this is taken for zero: the inner products that its length is found from
 # carry an error of about 1e-9 of the largest of them, and the root of that is what can be told from nothing.
 RESOLVED = 1e-4
@@ -35,7 +35,7 @@ def inner(x: Array, y: Array) -> float:
 
         sum_j x_j y_j
 
-    Products and sums of up to n/2048 of them are in the blocks' dtype, and those sums are added in float64: for float32
+    Products and sums of up to n/4096 of them are in the blocks' dtype, and those sums are added in float64: for float32
     blocks of the engine's size (64 in a lane) the error is at most 65 x 2^-24 of sum_j |x_j y_j|, and of random signs
     in practice (about 1e-8 of it). Blocks shorter than a lane, and those whose products overflow, are multiplied in
     float64.
