@@ -208,12 +208,11 @@ class _Places:
 
     def __enter__(self) -> _Places:
         try:
+            _refuse_full(self._folder, sum(h.data_start + h.data_bytes for h in self._layout.headers.values()))
             for file, header in self._layout.headers.items():
                 fd = os.open(self._folder / file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
                 self._fds[file] = fd
-                size = header.data_start + header.data_bytes
-                # Reserving the bytes finds out about a full disk before any work is done.
-                _reserve(fd, size)
+                os.ftruncate(fd, header.data_start + header.data_bytes)
                 _write_at(fd, header.raw, 0)
         except BaseException:
             self.__exit__()
@@ -250,14 +249,18 @@ class _Places:
         self._fds.clear()
 
 
-def _reserve(fd: int, size: int) -> None:
-    os.ftruncate(fd, size)
-    if hasattr(os, "posix_fallocate") and size:
-        try:
-            os.posix_fallocate(fd, 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot reserve
-                raise
+def _refuse_full(folder: Path, size: int) -> None:
+    """Find out about a full disk before any work is done.
+
+    Without reserving the bytes: ext4 takes five times as long to fill reserved pages as fresh ones.
+
+    Raises:
+        OSError: as the write that would not fit.
+    """
+    if hasattr(os, "statvfs"):
+        disk = os.statvfs(folder)
+        if disk.f_bavail * disk.f_frsize < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _write_at(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
