@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -21,10 +20,6 @@ from .slices import Member, PlannedError, Row, Stretch, rows, source_name, stret
 
 # Floats whose values mean something only with a scale that stands elsewhere, or that nobody computes with.
 REFUSED = frozenset({*FLOATING, "C64"} - FLOATS)
-# Weights whose sum is smaller than this share of the largest one cancel; dividing by it would make noise a model.
-CANCELLED = 1e-6
-# Methods that divide by the sum of all weights; the others divide by those that agree, entry by entry.
-DIVIDE = frozenset({"linear", "task_arithmetic"})
 # What a model computes for itself when it is loaded: some files have it, some do not, and nobody trains it.
 COMPUTED = re.compile(
     r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids|attn\.(?:masked_)?bias|attn\.attention\.masked_bias)$"
@@ -170,13 +165,16 @@ class _Settings:
                 )
             else:
                 found[name] = self._value(name, parameter, self._shared, row.name, row.t, self._stretch.keys)
-        self._refuse_nothing(found, row)
         if self._recipe.method.check is not None:
             try:
                 self._recipe.method.check(len(names), **keyword_arguments(found))
             except FuseError as error:
                 raise PlannedError(
-                    error.what, where=row.name, got=error.got, expected=error.expected, hint=error.hint
+                    error.what,
+                    where=f"{self._recipe.merge_method}: {row.name}",
+                    got=error.got,
+                    expected=error.expected,
+                    hint=error.hint,
                 ).at(self._stretch.keys) from None
         return Frozen(found)
 
@@ -207,19 +205,6 @@ class _Settings:
                 hint="give a last rule without a filter",
             ).at(keys)
         return parameter.default
-
-    def _refuse_nothing(self, found: Mapping[str, Scalar | tuple[Scalar, ...]], row: Row) -> None:
-        weights = found.get("weight")
-        if self._recipe.merge_method not in DIVIDE or not found.get("normalize") or not isinstance(weights, tuple):
-            return
-        numbers = [float(w) for w in weights]
-        if numbers and abs(math.fsum(numbers)) <= CANCELLED * max(map(abs, numbers)):
-            raise PlannedError(
-                "the weights sum to zero",
-                where=f"{self._recipe.merge_method}: {row.name}",
-                got=", ".join(f"{w:g}" for w in numbers),
-                hint="set normalize: false, or other weights",
-            ).at(self._stretch.keys)
 
 
 def _tensor(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .arcee_fusion import arcee_fusion, survey_importance
@@ -31,6 +31,7 @@ from .slerp import slerp, slerp_ends
 from .task_arithmetic import task_arithmetic
 from .ties import ties, ties_masks
 from .tsv import tsv
+from .weights import refuse_cancelled
 from .wise_ft import wise_ft
 
 WEIGHT = Parameter(1.0, per_model=True)
@@ -49,75 +50,49 @@ EPSILON = Parameter(0.15, per_model=True, low=0.0, high=0.5)
 YES, NO = Parameter(True), Parameter(False)
 BYZANTINE = Parameter(-1, low=-1)
 
+
+def _sparse(
+    function: Callable[..., Array],
+    masks: Callable[..., Any],
+    parameters: Mapping[str, Parameter],
+    *,
+    unit: Unit = "block",
+    check: Callable[..., None] | None = None,
+) -> Method:
+    """A row of those that make task vectors sparse: masks found by a survey, compiled steps."""
+    kernel = f"methods:{function.__name__}"
+    return Method(function, unit, True, parameters, masks, placed=True, kernel=kernel, check=check)
+
+
 METHODS: dict[str, Method] = {
-    "linear": Method(linear, "block", False, {"weight": WEIGHT, "normalize": Parameter(True)}),
+    "linear": Method(linear, "block", False, {"weight": WEIGHT, "normalize": YES}, check=refuse_cancelled),
     "task_arithmetic": Method(
-        task_arithmetic, "block", True, {"weight": WEIGHT, "lambda": Parameter(1.0), "normalize": Parameter(False)}
-    ),
-    "ties": Method(
-        ties,
+        task_arithmetic,
         "block",
         True,
-        {**ELECTED, "normalize": YES, "rescale": NO},
-        ties_masks,
-        placed=True,
-        kernel="methods:ties",
+        {"weight": WEIGHT, "lambda": Parameter(1.0), "normalize": NO},
+        check=refuse_cancelled,
     ),
-    "dare_linear": Method(
-        dare_linear,
-        "block",
-        True,
-        {**SPARSE, "normalize": NO, "rescale": YES},
-        dare_masks,
-        placed=True,
-        kernel="methods:dare_linear",
-    ),
-    "dare_ties": Method(
-        dare_ties,
-        "block",
-        True,
-        {**ELECTED, "normalize": NO, "rescale": YES},
-        dare_masks,
-        placed=True,
-        kernel="methods:dare_ties",
-    ),
-    "della": Method(
+    "ties": _sparse(ties, ties_masks, {**ELECTED, "normalize": YES, "rescale": NO}),
+    "dare_linear": _sparse(dare_linear, dare_masks, {**SPARSE, "normalize": NO, "rescale": YES}),
+    "dare_ties": _sparse(dare_ties, dare_masks, {**ELECTED, "normalize": NO, "rescale": YES}),
+    "della": _sparse(
         della,
-        "row",
-        True,
+        della_masks,
         {**ELECTED, "epsilon": EPSILON, "normalize": YES, "rescale": YES},
-        della_masks,
-        placed=True,
-        kernel="methods:della",
+        unit="row",
         check=check_probabilities,
     ),
-    "della_linear": Method(
+    "della_linear": _sparse(
         della_linear,
-        "row",
-        True,
-        {**SPARSE, "epsilon": EPSILON, "normalize": NO, "rescale": YES},
         della_masks,
-        placed=True,
-        kernel="methods:della_linear",
+        {**SPARSE, "epsilon": EPSILON, "normalize": NO, "rescale": YES},
+        unit="row",
         check=check_probabilities,
     ),
-    "breadcrumbs": Method(
-        breadcrumbs,
-        "block",
-        True,
-        {**SPARSE, "gamma": GAMMA, "normalize": NO, "rescale": NO},
-        breadcrumbs_masks,
-        placed=True,
-        kernel="methods:breadcrumbs",
-    ),
-    "breadcrumbs_ties": Method(
-        breadcrumbs_ties,
-        "block",
-        True,
-        {**ELECTED, "gamma": GAMMA, "normalize": NO, "rescale": NO},
-        breadcrumbs_masks,
-        placed=True,
-        kernel="methods:breadcrumbs_ties",
+    "breadcrumbs": _sparse(breadcrumbs, breadcrumbs_masks, {**SPARSE, "gamma": GAMMA, "normalize": NO, "rescale": NO}),
+    "breadcrumbs_ties": _sparse(
+        breadcrumbs_ties, breadcrumbs_masks, {**ELECTED, "gamma": GAMMA, "normalize": NO, "rescale": NO}
     ),
     "sce": Method(
         sce,
@@ -163,6 +138,7 @@ METHODS: dict[str, Method] = {
             "eps": Parameter(1e-8, low=0.0),
         },
         multislerp_shares,
+        check=refuse_cancelled,
     ),
     "karcher": Method(
         karcher, "block", False, {"max_iter": Parameter(10, low=0), "tol": Parameter(1e-5, low=0.0)}, karcher_shares
@@ -193,6 +169,7 @@ METHODS: dict[str, Method] = {
             "scope": OWN_SCOPE,
         },
         geometric_median_shares,
+        check=refuse_cancelled,
         scope="model",
         placed=True,
     ),
@@ -227,6 +204,7 @@ METHODS: dict[str, Method] = {
             "scope": OWN_SCOPE,
         },
         norm_clip_shares,
+        check=refuse_cancelled,
         scope="model",
         placed=True,
     ),

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import array_api_compat
 
+from .gram import deltas
 from .method import Array
-from .sparsify import deltas
 
 
 def consensus(

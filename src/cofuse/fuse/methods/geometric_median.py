@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ...errors import FuseError
 from .gram import Matrix, combine, in_groups, of_group, products_about, square_distances
 from .method import Array, Place, Scan
 
@@ -66,8 +65,6 @@ def geometric_median_shares(
     scan: Scan, *, weight: Sequence[float], eps: float = 1e-6, max_iter: int = 1000, scope: str = "model"
 ) -> dict[str, Sequence[float]]:
     """The models' coefficients, by tensor or under "" for all."""
-    if not sum(weight) > 0:
-        raise FuseError("the weights sum to zero", where="geometric_median", expected="a weight above 0")
     start = np.asarray(weight, np.float64) / sum(weight)
     distances = in_groups(square_distances(scan), scope)
     # Products about the model that is nearest to all: the result is near it, whatever the bad ones do.

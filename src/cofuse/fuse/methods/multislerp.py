@@ -64,8 +64,6 @@ def _shares(square: Matrix, weight: Matrix, normalize: bool, eps: float, tensor:
     if len(weight) == 1:
         return np.ones(1)
     if normalize:
-        if abs(weight.sum()) <= 1e-6 * np.abs(weight).sum():
-            raise FuseError("the weights sum to zero", where="multislerp", hint="set normalize_weights: false")
         weight = weight / weight.sum()
     norms = np.sqrt(np.diag(square))
     unit = weight / (norms + eps)  # coefficients of m

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ...errors import FuseError
 from .gram import about_base, combine, in_groups, of_group, square_norms
 from .method import Array, Place, Scan
 
@@ -58,8 +57,6 @@ def norm_clip_shares(
 ) -> dict[str, Sequence[float]]:
     """The coefficients of the base and of the models, by tensor or under "" for all."""
     whole = math.fsum(weight) if normalize else 1.0
-    if not whole:
-        raise FuseError("the weights sum to zero", where="norm_clip", hint="set normalize: false, or other weights")
     known: dict[str, Sequence[float]] = {}
     for name, squares in in_groups(square_norms(scan), scope).items():
         norms = np.sqrt(squares)

@@ -9,9 +9,9 @@ from typing import Any
 import array_api_compat
 
 from . import steps as plain
+from .gram import deltas
 from .method import Array, Place, Scan
 from .select import EVERY, Cut, cuts
-from .sparsify import minus
 from .steps import Steps, steps_for
 
 # mergekit's bounds: a sum of mean squares below which all models weigh the same, and the least that weights add up to.
@@ -103,7 +103,7 @@ def sce_selection(scan: Scan, *, select_topk: float, **_: Any) -> Selection:
 def stacked(models: Iterable[Array], base: Array) -> Array:
     """The task vectors of a block, [models, entries]."""
     xp = array_api_compat.array_namespace(base)
-    found: Array = xp.stack([minus(model, base) for model in models])
+    found: Array = xp.stack(list(deltas(models, base)))
     return found
 
 

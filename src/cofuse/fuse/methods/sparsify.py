@@ -19,12 +19,13 @@ The masks differ, and so does what must be known of a tensor for them. What is t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import array_api_compat
 
+from .gram import deltas
 from .method import Array, Place, Scan
 from .random import stream
 from .select import Cut
@@ -126,20 +127,6 @@ def rescaled(scan: Scan, masks: Sequence[Mask], density: Sequence[float], rescal
             if before >= SMALL and after >= SMALL:
                 factors[i] = before / after
     return Sparsity(tuple(masks), tuple(factors))
-
-
-def deltas(models: Iterable[Array], base: Array | None) -> Iterator[Array]:
-    """The task vectors, each in its model's memory."""
-    assert base is not None  # the plan refuses these methods without a base
-    for model in models:
-        yield minus(model, base)
-        del model
-
-
-def minus(model: Array, base: Array) -> Array:
-    """The task vector, in the model's memory."""
-    model -= base
-    return model
 
 
 def sparse_sum(

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import steps as plain
+from .gram import deltas
 from .method import Array, Place, Scan
 from .select import EVERY, NONE, cuts
-from .sparsify import Band, By, Mask, Sign, Sparsity, Whole, deltas, elected_sum, rescaled
+from .sparsify import Band, By, Mask, Sign, Sparsity, Whole, elected_sum, rescaled
 from .steps import Steps
 
 
