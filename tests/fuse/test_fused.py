@@ -276,6 +276,9 @@ def test_an_executor_of_ones_own_computes_the_blocks() -> None:
             asked.append((name, index))
             return np.ones(fused.block_shape(fused.place(name, index)), np.float32).view(np.uint8)
 
+        def combine(self, fused: Fused, name: str, start: int, out: npt.NDArray[np.uint8]) -> bool:
+            return False
+
         def survey(self, fused: Fused, name: str, places: list[Place]) -> object:
             raise NotImplementedError
 

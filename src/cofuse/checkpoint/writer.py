@@ -201,7 +201,7 @@ class _Places:
         self._fds: dict[str, int] = {}
         self._folder = folder
         self._durable = durable
-        self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._flusher = ThreadPoolExecutor(1)
         self._flushing: Future[None] | None = None
         self._unflushed: defaultdict[int, int] = defaultdict(int)  # file descriptor -> bytes
@@ -223,11 +223,12 @@ class _Places:
         file = self._layout.homes[name]
         header = self._layout.headers[file]
         fd = self._fds[file]
-        _write_at(fd, data, header.data_start + header.entries[name].start + start)
-        if self._durable:
-            with self._lock:
-                self._unflushed[fd] += len(data)
-                if self._unflushed[fd] >= FLUSH_BYTES and (self._flushing is None or self._flushing.done()):
+        # One thread at a time: a file is written under the kernel's lock anyway, for which others wait at work.
+        with self._writing:
+            _write_at(fd, data, header.data_start + header.entries[name].start + start)
+            self._unflushed[fd] += len(data)
+            if self._durable and self._unflushed[fd] >= FLUSH_BYTES:
+                if self._flushing is None or self._flushing.done():
                     self._unflushed[fd] = 0
                     self._flushed()
                     self._flushing = self._flusher.submit(os.fdatasync, fd)

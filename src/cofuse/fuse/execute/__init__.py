@@ -20,6 +20,9 @@ class Executor(Protocol):
     def block(self, fused: Fused, name: str, index: int) -> npt.NDArray[np.uint8]:
         """The stored bytes of one block of a fused tensor."""
 
+    def combine(self, fused: Fused, name: str, start: int, out: npt.NDArray[np.uint8]) -> bool:
+        """Write a stretch of a fused tensor into `out` by a way that is quicker than its blocks; False: there is none."""
+
     def survey(self, fused: Fused, name: str, places: list[Place]) -> object:
         """What the tensor's method must know of all these blocks before it can compute one."""
 

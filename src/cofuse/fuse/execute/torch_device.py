@@ -83,6 +83,10 @@ class TorchExecutor:
         found: npt.NDArray[np.uint8] = self._own.result[begin : begin + size * width]
         return found
 
+    def combine(self, fused: Fused, name: str, start: int, out: npt.NDArray[np.uint8]) -> bool:
+        """Never: blocks are computed together anyway."""
+        return False
+
     def survey(self, fused: Fused, name: str, places: list[Place]) -> object:
         """What a method must know of all these blocks."""
         plan = fused.plan.tensors[name]

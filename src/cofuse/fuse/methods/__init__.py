@@ -12,10 +12,11 @@ from .dare import dare_linear, dare_masks, dare_ties
 from .della import check_probabilities, della, della_linear, della_masks
 from .ema import ema
 from .geometric_median import geometric_median, geometric_median_shares
+from .gram import mixed
 from .iso_c import iso_c
 from .karcher import karcher, karcher_shares
 from .krum import check_counts, krum, krum_shares, multi_krum, multi_krum_shares
-from .linear import linear
+from .linear import linear, linear_shares
 from .method import Array, Look, Method, Parameter, Place, Scan, Scope, Unit
 from .model_stock import model_stock, model_stock_shares
 from .multislerp import multislerp, multislerp_shares
@@ -28,11 +29,11 @@ from .pcb import pcb, survey_balance
 from .ram import ram, ramplus_tl, survey_shares
 from .sce import sce, sce_selection
 from .slerp import slerp, slerp_ends
-from .task_arithmetic import task_arithmetic
+from .task_arithmetic import task_arithmetic, task_arithmetic_shares
 from .ties import ties, ties_masks
 from .tsv import tsv
 from .weights import refuse_cancelled
-from .wise_ft import wise_ft
+from .wise_ft import wise_ft, wise_ft_shares
 
 WEIGHT = Parameter(1.0, per_model=True)
 OWN_SCOPE = Parameter("model", choices=("model", "tensor"))
@@ -65,12 +66,15 @@ def _sparse(
 
 
 METHODS: dict[str, Method] = {
-    "linear": Method(linear, "block", False, {"weight": WEIGHT, "normalize": YES}, check=refuse_cancelled),
+    "linear": Method(
+        linear, "block", False, {"weight": WEIGHT, "normalize": YES}, mix=linear_shares, check=refuse_cancelled
+    ),
     "task_arithmetic": Method(
         task_arithmetic,
         "block",
         True,
         {"weight": WEIGHT, "lambda": Parameter(1.0), "normalize": NO},
+        mix=task_arithmetic_shares,
         check=refuse_cancelled,
     ),
     "ties": _sparse(ties, ties_masks, {**ELECTED, "normalize": YES, "rescale": NO}),
@@ -114,7 +118,7 @@ METHODS: dict[str, Method] = {
             "lambda": Parameter(1.0),
         },
     ),
-    "slerp": Method(slerp, "block", True, {"t": Parameter(0.5, required=True)}, slerp_ends, models=(1, 1)),
+    "slerp": Method(slerp, "block", True, {"t": Parameter(0.5, required=True)}, slerp_ends, mix=mixed, models=(1, 1)),
     "nuslerp": Method(
         nuslerp,
         "row",
@@ -125,6 +129,7 @@ METHODS: dict[str, Method] = {
             "nuslerp_row_wise": Parameter(False),
         },
         nuslerp_ends,
+        mix=mixed,
         placed=True,
         models=(2, 2),
     ),
@@ -138,10 +143,16 @@ METHODS: dict[str, Method] = {
             "eps": Parameter(1e-8, low=0.0),
         },
         multislerp_shares,
+        mix=mixed,
         check=refuse_cancelled,
     ),
     "karcher": Method(
-        karcher, "block", False, {"max_iter": Parameter(10, low=0), "tol": Parameter(1e-5, low=0.0)}, karcher_shares
+        karcher,
+        "block",
+        False,
+        {"max_iter": Parameter(10, low=0), "tol": Parameter(1e-5, low=0.0)},
+        karcher_shares,
+        mix=mixed,
     ),
     "model_stock": Method(
         model_stock,
@@ -149,12 +160,15 @@ METHODS: dict[str, Method] = {
         True,
         {"filter_wise": Parameter(False)},
         model_stock_shares,
+        mix=mixed,
         placed=True,
         models=(2, None),
     ),
     "passthrough": Method(passthrough, "block", False, {"scale": WEIGHT}, models=(1, 1)),
     "nearswap": Method(nearswap, "block", True, {"t": Parameter(0.0, required=True)}, models=(1, 1)),
-    "wise_ft": Method(wise_ft, "block", True, {"alpha": Parameter(0.5, low=0.0, high=1.0)}, models=(1, 1)),
+    "wise_ft": Method(
+        wise_ft, "block", True, {"alpha": Parameter(0.5, low=0.0, high=1.0)}, mix=wise_ft_shares, models=(1, 1)
+    ),
     "ema": Method(ema, "block", None, {"decay": Parameter(0.9, low=0.0, high=1.0)}),
     "median": Method(median, "block", False),
     "trimmed_mean": Method(trimmed_mean, "block", False, {"trim": Parameter(0.2, low=0.0, high=0.5)}),
@@ -169,6 +183,7 @@ METHODS: dict[str, Method] = {
             "scope": OWN_SCOPE,
         },
         geometric_median_shares,
+        mix=mixed,
         check=refuse_cancelled,
         scope="model",
         placed=True,
@@ -179,6 +194,7 @@ METHODS: dict[str, Method] = {
         False,
         {"byzantine": BYZANTINE},
         krum_shares,
+        mix=mixed,
         scope="model",
         models=(3, None),
         check=check_counts,
@@ -189,6 +205,7 @@ METHODS: dict[str, Method] = {
         False,
         {"byzantine": BYZANTINE, "m": Parameter(-1, low=-1)},
         multi_krum_shares,
+        mix=mixed,
         scope="model",
         models=(3, None),
         check=check_counts,
@@ -204,6 +221,7 @@ METHODS: dict[str, Method] = {
             "scope": OWN_SCOPE,
         },
         norm_clip_shares,
+        mix=mixed,
         check=refuse_cancelled,
         scope="model",
         placed=True,

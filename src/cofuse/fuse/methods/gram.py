@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import FuseError
-from .method import Array, Look, Place, Scan, T
+from .method import Array, Look, Place, QuickScan, Scan, T
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
 
@@ -28,6 +28,7 @@ LANES = 4096
 # A combination of unit vectors shorter than this is taken for zero: the inner products that its length is found from
 # carry an error of about 1e-9 of the largest of them, and the root of that is what can be told from nothing.
 RESOLVED = 1e-4
+ROUNDING = 2.0**-53  # of a float64 near 1
 
 
 def inner(x: Array, y: Array) -> float:
@@ -98,7 +99,8 @@ def gram(scan: Scan, *, with_base: bool = False) -> Gram:
             products += [inner(x, y) for y in vectors]
         return base is not None and not with_base, place.tensor, products
 
-    found = scan(look)
+    quick = scan.products(with_base=with_base) if isinstance(scan, QuickScan) else None
+    found = scan(look) if quick is None else quick
     (based, tensor, _), *_ = found
     total = np.sum(np.asarray([products for _, _, products in found], np.float64), axis=0)
     if not np.isfinite(total).all():
@@ -215,9 +217,7 @@ def combine(models: Iterable[Array], base: Array | None, coefficients: Sequence[
     >>> combine([np.array([3.0])], np.array([1.0]), [0.5, 0.5])
     array([2.])
     """
-    heavy = max(map(abs, coefficients)) / 16
-    k = next(i for i, c in enumerate(coefficients) if abs(c) >= heavy)
-    last = max(i for i, c in enumerate(coefficients) if c or i == k)
+    k, last, whole = terms(coefficients)
     blocks = iter(models if base is None else chain([base], models))
     pivot: Array | None = None
     total: Array | None = None
@@ -235,12 +235,31 @@ def combine(models: Iterable[Array], base: Array | None, coefficients: Sequence[
                 total += x
         del x  # before the next one is read
     assert pivot is not None  # some coefficient is the largest
-    whole = math.fsum(coefficients[k:])
     if whole != 1.0:
         pivot *= whole
     if total is not None:
         pivot += total
     return pivot
+
+
+def terms(coefficients: Sequence[float]) -> tuple[int, int, float]:
+    """How `combine` sums: which vector is the pivot, which is the last that counts, and the pivot's own coefficient.
+
+    >>> terms([0.25, 0.75, 0.0])
+    (0, 1, 1.0)
+    """
+    heavy = max(map(abs, coefficients)) / 16
+    k = next(i for i, c in enumerate(coefficients) if abs(c) >= heavy)
+    last = max(i for i, c in enumerate(coefficients) if c or i == k)
+    whole = math.fsum(coefficients[k:])
+    # Shares of one whole, each rounded: what all models agree on must come out as it is.
+    return k, last, 1.0 if abs(whole - 1) <= len(coefficients) * ROUNDING else whole
+
+
+def mixed(count: int, *, known: Any, place: Place | None = None, **parameters: object) -> Sequence[float] | None:
+    """The coefficients that a survey has found; None where it has found something else. See `Method.mix`."""
+    found = of_group(known, place) if isinstance(known, Mapping) and place is not None else known
+    return found if isinstance(found, tuple) else None
 
 
 def about_base(shares: Iterable[float]) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from .gram import combine
 from .method import Array
 
 
@@ -30,38 +31,14 @@ def linear(models: Iterable[Array], base: Array | None, *, weight: Sequence[floa
     >>> linear([np.array([1.0]), np.array([3.0])], None, weight=[1, 1])
     array([2.])
     """
-    # out = W t_k + sum_i w_i (t_i - t_k), over W where normalised; t_k is the first model that has a weight, so that a
-    # one-hot weight gives that model bit for bit.
-    scale = math.fsum(weight)
-    pivot, total = about_pivot(models, weight)
-    if normalize:
-        if total is not None:
-            total /= scale
-            pivot += total
-        return pivot
-    pivot *= scale
-    if total is not None:
-        pivot += total
-    return pivot
+    return combine(models, None, linear_shares(len(weight), weight=weight, normalize=normalize))
 
 
-def about_pivot(models: Iterable[Array], weight: Sequence[float]) -> tuple[Array, Array | None]:
-    """The first model t_k that has a weight, and sum_i w_i (t_i - t_k) over the others (None where there are none)."""
-    k = next((i for i, w in enumerate(weight) if w), 0)
-    pivot: Array | None = None
-    total: Array | None = None
-    blocks = iter(models)
-    for i, w in enumerate(weight):
-        model = next(blocks)
-        if i == k:
-            pivot = model
-        elif pivot is not None and w:
-            model -= pivot
-            model *= w
-            if total is None:
-                total = model
-            else:
-                total += model
-        del model  # before the next one is read
-    assert pivot is not None  # the plan refuses a fuse of no models
-    return pivot, total
+def linear_shares(count: int, *, weight: Sequence[float], normalize: bool = True) -> tuple[float, ...]:
+    """The models' coefficients.
+
+    >>> linear_shares(2, weight=[1, 3])
+    (0.25, 0.75)
+    """
+    scale = math.fsum(weight) if normalize else 1.0
+    return tuple(w / scale for w in weight)

@@ -7,10 +7,10 @@ names a compiled kernel that does the same, and the function stays as the test's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,14 @@ class Scan(Protocol):
         """Blocks are looked at side by side; `look` must be pure."""
 
 
+@runtime_checkable
+class QuickScan(Scan, Protocol):
+    """A scan that has a shorter way to inner products."""
+
+    def products(self, *, with_base: bool) -> list[tuple[bool, str, list[float]]] | None:
+        """What `gram.gram` finds in every block; None where there is no shorter way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """A row of the table.
@@ -92,6 +100,9 @@ class Method:
         placed: the function also takes `place`, the block's Place.
         models: how many it takes, least and most (the base not counted).
         kernel: "module:function" below `fuse.kernels`, compiled, with the function's signature.
+        mix: `mix(count, *, ...)` with the function's keyword arguments gives the coefficients of the base (where there is
+            one) and of the `count` models when the result is a linear combination of them; None when it is not. Such
+            blocks are combined as they are stored, in one compiled pass, where that pays.
         check: `check(count, *, parameters...)` refuses, with a FuseError, parameters that do not fit together or that do not
             fit so many models; called when the plan is made.
         statistics: what each model must bring besides its weights (a Fisher diagonal, a Gram matrix), as checkpoints.
@@ -106,5 +117,6 @@ class Method:
     placed: bool = False
     models: tuple[int, int | None] = (1, None)
     kernel: str | None = None
+    mix: Callable[..., Sequence[float] | None] | None = None
     check: Callable[..., None] | None = None
     statistics: tuple[str, ...] = ()

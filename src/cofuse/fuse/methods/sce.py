@@ -9,7 +9,6 @@ from typing import Any
 import array_api_compat
 
 from . import steps as plain
-from .gram import deltas
 from .method import Array, Place, Scan
 from .select import EVERY, Cut, cuts
 from .steps import Steps, steps_for
@@ -103,7 +102,11 @@ def sce_selection(scan: Scan, *, select_topk: float, **_: Any) -> Selection:
 def stacked(models: Iterable[Array], base: Array) -> Array:
     """The task vectors of a block, [models, entries]."""
     xp = array_api_compat.array_namespace(base)
-    found: Array = xp.stack(list(deltas(models, base)))
+    held = list(models)
+    found: Array = xp.empty((len(held), *base.shape), dtype=base.dtype, device=array_api_compat.device(base))
+    for i, model in enumerate(held):
+        found[i] = model
+        found[i] -= base
     return found
 
 

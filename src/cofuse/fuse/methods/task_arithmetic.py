@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from .linear import about_pivot
+from .gram import about_base, combine
 from .method import Array
 
 
@@ -39,19 +39,17 @@ def task_arithmetic(
     array([2.])
     """
     assert base is not None  # the plan refuses this method without a base
-    # As in `linear`, sum_i w_i (t_i - base) = W (t_k - base) + sum_i w_i (t_i - t_k), t_k the first model with a weight;
-    # and with lambda W = 1 the base cancels: base + (t_k - base) would be rounded where t_k is exact.
-    whole = math.fsum(weight)
-    pivot, total = about_pivot(models, weight)
-    share = scale if normalize else scale * whole
-    if share == 1.0:
-        result = pivot
-    else:
-        pivot -= base
-        pivot *= share
-        pivot += base
-        result = pivot
-    if total is not None:
-        total *= scale / whole if normalize else scale
-        result += total
-    return result
+    shares = task_arithmetic_shares(len(weight), weight=weight, scale=scale, normalize=normalize)
+    return combine(models, base, shares)
+
+
+def task_arithmetic_shares(
+    count: int, *, weight: Sequence[float], scale: float = 1.0, normalize: bool = False
+) -> tuple[float, ...]:
+    """The coefficients of the base and of the models.
+
+    >>> task_arithmetic_shares(2, weight=[0.5, 0.25])
+    (0.25, 0.5, 0.25)
+    """
+    share = scale / math.fsum(weight) if normalize else scale
+    return about_base(share * w for w in weight)

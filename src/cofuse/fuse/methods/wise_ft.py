@@ -27,4 +27,9 @@ def wise_ft(models: Iterable[Array], base: Array | None, *, alpha: float = 0.5) 
     >>> wise_ft([np.array([3.0])], np.array([1.0]), alpha=0.25)
     array([1.5])
     """
-    return combine(models, base, [1 - alpha, alpha])
+    return combine(models, base, wise_ft_shares(1, alpha=alpha))
+
+
+def wise_ft_shares(count: int, *, alpha: float = 0.5) -> tuple[float, float]:
+    """The coefficients of the base and of the model."""
+    return 1 - alpha, alpha
