@@ -16,14 +16,17 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint, body
     from .errors import CofuseError
     from .fuse import fuse
+    from .patch import Patch, apply
     from .store import Store
 
-__all__ = ["Checkpoint", "CofuseError", "Store", "__version__", "body", "fuse", "open"]
+__all__ = ["Checkpoint", "CofuseError", "Patch", "Store", "__version__", "apply", "body", "fuse", "open"]
 
 _HOMES = {
     "Checkpoint": "checkpoint",
     "CofuseError": "errors",
+    "Patch": "patch",
     "Store": "store",
+    "apply": "patch",
     "body": "checkpoint",
     "fuse": "fuse",
     "open": "address",

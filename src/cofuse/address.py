@@ -5,6 +5,7 @@
     PATH#main~2                 a revision in the store at PATH; PATH# is its HEAD
     hf:org/name@rev             on the Hugging Face hub, or in its cache; @rev is optional
     MODEL+ADAPTER               the PEFT adapter at the second address on the model at the first
+    MODEL+x.patch               the patch in that file on the model, which has to be the one it was made on
     https://hub/org/name@ref    on a Cofuse hub (refused in this version)
 
 A bare word is a path, then a revision, then a Hugging Face id; one that is both a path and a revision is refused. A
@@ -28,7 +29,7 @@ from .errors import AddressError, CofuseError, RefError
 from .store import Store
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(?:/[A-Za-z0-9][\w.\-]*)?", re.ASCII)
-_PATH_LIKE = re.compile(r"(?:[/~]|\.\.?(?:/|$)).*|.*(?:/|\.safetensors|\.bin|\.pt|\.pth)", re.DOTALL)
+_PATH_LIKE = re.compile(r"(?:[/~]|\.\.?(?:/|$)).*|.*(?:/|\.safetensors|\.bin|\.pt|\.pth|\.patch)", re.DOTALL)
 _REV_LIKE = re.compile(r"HEAD|refs/.*|.*[~^]\d*")
 _FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 _MAX_ADAPTERS = 4  # on top of one another
@@ -203,7 +204,7 @@ LOCAL: dict[str, Callable[[str, _From], _Opener | None]] = {
     "a path": _as_path,
     "a revision": _as_revision,
     "a revision of a store elsewhere": _as_elsewhere,
-    "an adapter on a model": _as_adapted,
+    "an adapter or patch on a model": _as_adapted,
 }
 
 
@@ -230,6 +231,8 @@ def _open_path(path: Path, start: _From) -> Checkpoint:
     path = start.place(path)
     if not path.exists():
         raise AddressError("no such file or folder", where=path)
+    if path.suffix == ".patch" and path.is_file():
+        return _open_patch(path, start)
     if not (path.is_dir() and is_adapter(path)):
         return open_local(path)
     from .checkpoint.adapter import Adapter, read_adapter_config
@@ -253,6 +256,15 @@ def _open_path(path: Path, start: _From) -> Checkpoint:
                 hint="say which: base=...",
             ) from error
     return Adapter(path, on)
+
+
+def _open_patch(path: Path, start: _From) -> Checkpoint:
+    from .patch import Patch, apply
+
+    if start.base is None:
+        raise AddressError("a patch needs its base", where=path, hint=f"say MODEL+{path.name}, or base=...")
+    base = start.base if isinstance(start.base, Checkpoint) else _open(start.base, replace(start, base=None))
+    return apply(base, Patch.load(path))
 
 
 def _open_hub(address: str, start: _From) -> Checkpoint:

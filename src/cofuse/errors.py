@@ -4,12 +4,14 @@
     ├── CheckpointError          a checkpoint cannot be read or written
     │   ├── HeaderError          a safetensors header is malformed or hostile
     │   └── AdapterError         an adapter does not fit its base, or is of a kind we refuse
+    ├── PatchError               a patch cannot be made, read or applied
     ├── AddressError             an address names nothing, or more than one thing
     ├── DocumentError            a YAML document (recipe, task, suite, study) is wrong
     ├── FuseError                checkpoints cannot be fused as asked
     ├── StoreError               the store refuses, or what it holds is damaged
     │   ├── CorruptError         bytes do not match their id
-    │   └── RefError             a ref is missing, malformed or has moved
+    │   ├── RefError             a ref is missing, malformed or has moved
+    │   └── ConflictError        both sides of a merge changed what cannot be fused
     ├── TaskError                a task, its data or its model cannot be used
     │   └── DivergedError        training ended in weights that are not finite
     ├── StudyError               a study cannot be run or resumed
@@ -17,6 +19,8 @@
 
 An error says what, where, got, expected, and what to do. The command line prints it without a traceback.
 """
+
+from collections.abc import Iterable
 
 
 class CofuseError(Exception):
@@ -84,6 +88,10 @@ class AdapterError(CheckpointError):
     """An adapter does not fit its base, or is of a kind that is refused."""
 
 
+class PatchError(CofuseError):
+    """A patch cannot be made, read or applied."""
+
+
 class AddressError(CofuseError):
     """An address names nothing, or more than one thing."""
 
@@ -106,6 +114,26 @@ class CorruptError(StoreError):
 
 class RefError(StoreError):
     """A ref is missing, malformed or has moved."""
+
+
+class ConflictError(StoreError):
+    """Both sides of a merge changed what cannot be fused; nothing was written.
+
+    Args:
+        conflicts: all of them; each says the name, and what each side did, as text.
+    """
+
+    def __init__(self, conflicts: Iterable[object]) -> None:
+        self.conflicts = tuple(conflicts)
+        count = len(self.conflicts)
+        super().__init__(
+            "both sides changed what cannot be fused",
+            got="\n    ".join([f"{count} conflict{'s' * (count != 1)}", *map(str, self.conflicts)]),
+            hint="take one side of each: --ours GLOB, --theirs GLOB",
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.conflicts,))
 
 
 class TaskError(CofuseError):

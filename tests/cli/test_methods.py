@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from cofuse.cli.app import app
+from cofuse.cli.app import application
 from cofuse.errors import FuseError
 from cofuse.fuse import METHODS
 
@@ -15,7 +15,7 @@ runner = CliRunner()
 
 
 def test_every_method_has_its_line() -> None:
-    said = runner.invoke(app, ["methods"], catch_exceptions=False).stdout.splitlines()
+    said = runner.invoke(application(), ["methods"], catch_exceptions=False).stdout.splitlines()
     for name in METHODS:
         (line,) = [row for row in said if row.split(" ")[0] == name]
         summary = line.removeprefix(name).strip()
@@ -25,7 +25,7 @@ def test_every_method_has_its_line() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_says_its_formula_source_and_parameters(name: str) -> None:
-    said = runner.invoke(app, ["methods", name], catch_exceptions=False).stdout
+    said = runner.invoke(application(), ["methods", name], catch_exceptions=False).stdout
     assert "Source:" in said
     assert ">>>" in said
     for parameter in METHODS[name].parameters:
@@ -33,11 +33,11 @@ def test_each_says_its_formula_source_and_parameters(name: str) -> None:
 
 
 def test_as_json() -> None:
-    said = json.loads(runner.invoke(app, ["methods", "ties", "--json"], catch_exceptions=False).stdout)
+    said = json.loads(runner.invoke(application(), ["methods", "ties", "--json"], catch_exceptions=False).stdout)
     assert said["ties"]["parameters"]["density"]["high"] == 1.0
 
 
 def test_an_unknown_one_gets_a_suggestion() -> None:
     with pytest.raises(FuseError, match="unknown") as caught:
-        runner.invoke(app, ["methods", "tise"], catch_exceptions=False)
+        runner.invoke(application(), ["methods", "tise"], catch_exceptions=False)
     assert "ties" in str(caught.value)

@@ -76,7 +76,7 @@ def test_a_day_of_version_control(here: Path) -> None:
     log = done("log", cwd=here)
     assert log.index("better") < log.index("start")
     assert "author Ada" in log
-    assert f"commit {second['commit']}\nauthor Bob\n" in log
+    assert f"commit {second['commit']} (HEAD -> main)\nauthor Bob\n" in log
     rows = [json.loads(line) for line in done("log", "-n", "1", "--json", cwd=here).splitlines()]
     assert [(r["commit"], r["message"], r["author"]) for r in rows] == [(second["commit"], "better", "Bob")]
     assert done("branch", "side", "main~1", cwd=here).endswith(" side\n")
@@ -232,6 +232,7 @@ def test_what_is_there_is_not_written_over(here: Path) -> None:
     done("tag", "v1", cwd=here)
     assert "v1" in refused("tag", "v1", "main~1", cwd=here)
     assert "bad..name" in refused("branch", "bad..name", cwd=here)
+    (here / "two/notes.txt").write_text("kept nowhere else")
     before = (here / "two/model.safetensors").read_bytes()
     assert "two" in refused("checkout", "main", "two", cwd=here)
     assert (here / "two/model.safetensors").read_bytes() == before

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cofuse.checkpoint import open_local
-from cofuse.cli.app import app
+from cofuse.cli.app import application
 from cofuse.fuse import METHODS
 
 from .cases import CASES, RANDOM, Case
@@ -25,7 +25,7 @@ SETTINGS = [pytest.param(m, case, id=f"{m}-{case.what}") for m, cases in CASES.i
 
 def fused(recipe: Path, out: Path, *flags: str) -> Path:
     """What our command line makes of the same recipe."""
-    app(["fuse", str(recipe), str(out), *flags], standalone_mode=False)
+    application()(["fuse", str(recipe), str(out), *flags], standalone_mode=False)
     return out
 
 

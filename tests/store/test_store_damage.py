@@ -18,6 +18,8 @@ from cofuse.errors import CofuseError, CorruptError, StoreError
 from cofuse.store import Store
 from cofuse.store.commits import put_commit
 from cofuse.store.envelope import Head
+from cofuse.store.mending import mend
+from cofuse.store.receiving import InFolder
 from cofuse.store.trees import Plain, Tree, Weights, load_tree
 from cofuse.store.writing import writing
 
@@ -284,6 +286,46 @@ def test_a_full_disk_gives_one_clear_error_and_harms_nothing(small_disk: Path, t
     assert digests(small_disk / "out") == digests(little)
 
 
+def test_gc_makes_room_on_a_full_disk_and_the_commit_that_failed_ends(small_disk: Path, tmp_path: Path) -> None:
+    store = Store.init(small_disk)
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, seed in ((one, 1), (other, 2)):
+        folder.mkdir()
+        (folder / "model.bin").write_bytes(random.Random(seed).randbytes(1_900_000))
+    store.commit(one, message="lost", branch="side")
+    first = store.commit(tmp_path / "one", message="kept", parents=[])
+    with pytest.raises(StoreError, match="cannot write to the store"):
+        store.commit(other, message="more")
+    store.update_ref("refs/heads/side", None)
+    store.update_ref("refs/heads/main", None)
+    (small_disk / "fill").write_bytes(bytes(max(0, os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize)))
+    assert store.gc(grace_days=0)[1].freed > 1_000_000
+    assert first.id not in store.objects
+    (small_disk / "fill").unlink()
+    store.commit(other, message="more")
+    store.checkout("main", tmp_path / "out")
+    assert digests(tmp_path / "out") == digests(other)
+    assert store.fsck().ok
+
+
+def test_a_full_disk_while_packing_harms_nothing(small_disk: Path, tmp_path: Path) -> None:
+    store = Store.init(small_disk)
+    source = torch.Generator().manual_seed(0)
+    w = torch.randn(200_000, generator=source)
+    for n in range(4):
+        w = w + (torch.rand(200_000, generator=source) < 0.01) * 0.01
+        store.commit(Memory({"w": w}), message=str(n))
+    before = {i: bytes(store.objects.read(i)) for i in store.objects}
+    (small_disk / "fill").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+    with pytest.raises(StoreError, match="cannot write to the store"):
+        store.gc()
+    assert {i: bytes(store.objects.read(i)) for i in store.objects} == before
+    assert list((store.path / "tmp").iterdir()) == []
+    (small_disk / "fill").unlink()
+    assert store.gc()[0].rewritten > 0
+    assert {i: bytes(store.objects.read(i)) for i in store.objects} == before
+
+
 def test_a_read_only_store_can_be_read_and_says_why_it_cannot_be_written(small_disk: Path, model: Path) -> None:
     store = Store.init(small_disk)
     little = small_disk / "m"
@@ -299,6 +341,7 @@ def test_a_read_only_store_can_be_read_and_says_why_it_cannot_be_written(small_d
     for write in (
         lambda: store.commit(model, message="y"),
         lambda: store.tag("v1"),
+        store.gc,
         lambda: Store.init(small_disk / "n"),
     ):
         with pytest.raises(StoreError, match="cannot write to the store") as caught:
@@ -352,3 +395,92 @@ def test_a_damaged_version_does_not_keep_a_good_one_from_being_stored(store: Sto
     (model / "config.json").write_text("{}")
     assert store.commit(model, message="y").parents == (commit.id,)
     assert [d.id for d in store.fsck().damaged] == [commit.tree]
+
+
+# What damage touches, and mending
+
+
+def put_near(store: Store, count: int) -> list[str]:
+    """Versions of two tensors, each a delta against the one before; the ids of the one that changes."""
+    w = torch.arange(50_000, dtype=torch.float32)
+    for n in range(count):
+        w = w + (torch.arange(50_000) % 97 == n)
+        store.commit(Memory({"w": w, "still": torch.ones(3)}), message=f"version {n}", threads=1)
+    return [store.checkpoint(c.id).tensor_ids()["w"] for c in reversed(store.log(limit=count))]
+
+
+def test_fsck_names_every_version_and_tensor_that_damage_touches(store: Store) -> None:
+    ids = put_near(store, 4)
+    store.branch("side", "main~2")
+    assert store.objects.bases(ids[2])[0] == ids[1]
+    flip(store.objects.path(ids[1]), -1)
+    commits = {c.message: c.id for c in store.log()}
+    [damage] = store.fsck().damaged  # what is a delta against it is touched, not damaged
+    assert damage.id == ids[1]
+    assert {v.id for v in damage.versions} == {commits[f"version {n}"] for n in (1, 2, 3)}
+    assert {v.message: v.refs for v in damage.versions} == {
+        "version 1": ("refs/heads/main", "refs/heads/side"),
+        "version 2": ("refs/heads/main",),
+        "version 3": ("refs/heads/main",),
+    }
+    assert damage.parts == ("model.safetensors: w",)
+
+
+def test_damage_to_a_tree_or_a_commit_names_who_needs_it(store: Store, model: Path) -> None:
+    first = store.commit(model, message="first")
+    second = store.commit(model, message="second")
+    flip(store.objects.path(first.id), -1)
+    [damage] = store.fsck().damaged
+    assert {v.id: v.refs for v in damage.versions} == dict.fromkeys((first.id, second.id), ("refs/heads/main",))
+    flip(store.objects.path(second.tree), -1)
+    assert {d.id: {v.message for v in d.versions} for d in store.fsck().damaged} == {
+        first.id: {"", "second"},
+        second.tree: {"second"},
+    }
+
+
+@pytest.mark.parametrize("harm", ["flip", "remove", "swap"])
+@pytest.mark.parametrize("way", ["store", "files"])
+def test_mending_brings_back_every_byte(store: Store, model: Path, tmp_path: Path, way: str, harm: str) -> None:
+    commit = store.commit(model, message="x")
+    put_near(store, 3)
+    good = tmp_path / "good.cofuse"
+    shutil.copytree(store.path, good)
+    tree = load_tree(store.objects, commit.tree)
+    victims = [commit.tree, *tree.objects()]
+    if way == "store":
+        victims = [i for i in store.objects if i != store.resolve("main")]
+    for n, victim in enumerate(victims):
+        path = store.objects.path(victim)
+        path.chmod(0o644)
+        if harm == "flip":
+            flip(path, random.Random(n).randrange(path.stat().st_size))
+        elif harm == "remove":
+            path.unlink()
+        else:
+            path.write_bytes(b"something else")
+    source = InFolder(Store.open(good).objects) if way == "store" else model
+    for _ in range(5):  # what comes back may name more that is missing
+        damaged = [d.id for d in store.fsck().damaged]
+        if not damaged:
+            break
+        assert set(mend(store.objects, damaged, source).values()) == {None}
+    assert store.fsck().ok
+    for object_id in Store.open(good).objects:
+        assert store.objects.read(object_id) == Store.open(good).objects.read(object_id)
+    assert list((store.path / "tmp").iterdir()) == []
+
+
+def test_a_bad_copy_does_not_mend(store: Store, model: Path, tmp_path: Path) -> None:
+    commit = store.commit(model, message="x")
+    bad = tmp_path / "bad.cofuse"
+    shutil.copytree(store.path, bad)
+    large = store.checkpoint(commit.id).tensor_ids()["large"]
+    for folder in (store.path, bad):
+        flip(folder / "objects" / large[:2] / large[2:], -1)
+    before = store.objects.path(large).read_bytes()
+    [(object_id, why_not)] = mend(store.objects, [large, "refs/heads/main"], bad).items()
+    assert object_id == large
+    assert why_not is not None
+    assert "damaged" in why_not
+    assert store.objects.path(large).read_bytes() == before

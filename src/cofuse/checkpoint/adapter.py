@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import AdapterError
 from .architecture import HEAD, VOCABULARY
@@ -65,6 +65,15 @@ class _Change:
 
     parts: Mapping[str, str]
     scale: float
+
+
+class Lora(NamedTuple):
+    """What plain LoRA adds to a tensor: s B A, or its transpose where it is `turned`; `a` and `b` name its factors."""
+
+    a: str
+    b: str
+    scale: float
+    turned: bool
 
 
 class Adapter(Checkpoint):
@@ -218,6 +227,23 @@ class Adapter(Checkpoint):
     def _transposed(self, change: _Change) -> bool:
         # PEFT keeps an embedding's factors the other way round, and GPT-2's Conv1D its weight.
         return "lora_embedding_A" in change.parts or self._fan_in_fan_out
+
+    def lora(self, name: str) -> Lora | None:
+        """How a tensor is changed, where that is plain LoRA and nothing more."""
+        change = self._changes.get(name)
+        if change is None or not self._stands_on_the_base(name):
+            return None
+        for a, b in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
+            if change.parts.keys() == {a, b}:
+                return Lora(change.parts[a], change.parts[b], change.scale, self._transposed(change))
+        return None
+
+    def _stands_on_the_base(self, name: str) -> bool:
+        """Whether a changed tensor is the base's; PEFT keeps a copy of an embedding that it wraps."""
+        key = self._whole.get(name)
+        return key is None or all(
+            self.weights.read_bytes(key, a, b) == self.base.read_bytes(name, a, b) for a, b in self.weights.blocks(key)
+        )
 
     @property
     def _fan_in_fan_out(self) -> bool:

@@ -45,7 +45,7 @@ class SafetensorsFile(Checkpoint):
         except BaseException:
             self.close()
             raise
-        self._aliases = _aliases_in(self.header)
+        self._aliases = aliases_in(self.header)
         self._metadata = {k: v for k, v in self.header.metadata.items() if k not in self._aliases}
 
     def names(self) -> tuple[str, ...]:
@@ -193,16 +193,22 @@ def is_weights(path: Path) -> bool:
 
 def side_files(folder: Path) -> Files:
     """Config, tokenizer and other small files of a model's folder."""
-    found = {
-        p.name: p
-        for p in folder.iterdir()
-        if p.suffix in SIDE_ENDINGS
-        and not p.name.endswith(".index.json")
-        and not p.name.startswith((".", "trainer_state"))
-        and p.is_file()
-        and p.stat().st_size <= MAX_SIDE_FILE
-    }
-    return Files(found)
+    files = (p for p in folder.iterdir() if p.is_file())
+    return Files({p.name: p for p in files if is_side_file(p.name, p.stat().st_size)})
+
+
+def is_side_file(name: str, size: int) -> bool:
+    """Whether a file of a model's folder travels with its weights: by its name, and its size in bytes.
+
+    >>> is_side_file("config.json", 600), is_side_file("trainer_state.json", 600)
+    (True, False)
+    """
+    return (
+        Path(name).suffix in SIDE_ENDINGS
+        and not name.endswith(".index.json")
+        and not name.startswith((".", "trainer_state"))
+        and size <= MAX_SIDE_FILE
+    )
 
 
 def _open_folder(folder: Path) -> Checkpoint:
@@ -219,7 +225,7 @@ def _open_folder(folder: Path) -> Checkpoint:
 
         raise AdapterError("an adapter needs its base", where=folder, hint="open it together with its base")
     others = sorted(folder.glob("*.safetensors"))
-    _check_all_there(others, folder)
+    check_all_there(others, folder)
     if len(others) == 1:
         return SafetensorsFile(others[0], files=files)
     if others:
@@ -241,7 +247,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     )
 
 
-def _check_all_there(shards: Sequence[Path], folder: Path) -> None:
+def check_all_there(shards: Sequence[Path], folder: Path) -> None:
     """Shards without an index still say how many they are."""
     for path in shards:
         numbered = re.search(r"-\d{5}-of-(\d{5})\.safetensors$", path.name)
@@ -289,7 +295,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     return pairs
 
 
-def _aliases_in(header: Header) -> dict[str, str]:
+def aliases_in(header: Header) -> dict[str, str]:
     """Tied names as `safetensors.torch.save_model` records them: metadata of removed name to kept name."""
     entries = header.entries
     return {

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import CheckpointError
 
@@ -42,12 +43,23 @@ def replace_file(path: Path, data: bytes | bytearray | memoryview) -> None:
     Raises:
         CheckpointError: it cannot be written; the old content is untouched.
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path`, atomically and durably, when the block ends well, and goes when not.
+
+    Raises:
+        CheckpointError: it cannot be written; the old content is untouched.
+    """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, fd = _claim(path, lambda new: os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
         try:
             with open(fd, "wb") as file:  # holds the lock until the file has its name
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(fd)
                 os.replace(temporary, path)

@@ -101,6 +101,10 @@ class Hashed(Checkpoint):
         """The tensors that something was read of, in order."""
         return tuple(n for n in self.names() if n in self._read)
 
+    def known_ids(self) -> dict[str, str]:
+        """The ids of tensors that are known without reading any more."""
+        return dict(self._ids)
+
     def tensor_ids(self, names: Iterable[str] | None = None, threads: int | None = None) -> dict[str, str]:
         """The ids of tensors (all when None) by name; what was not read whole yet is read now."""
         wanted = tuple(self.names() if names is None else names)

@@ -10,11 +10,14 @@ Written down in docs/formats/store.md. Chunk digests make a slice verifiable, an
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from blake3 import blake3
 
+from ..errors import CheckpointError
 from .checkpoint import Checkpoint, TensorSpec
 
 CHUNK = 4 * 1024 * 1024
@@ -45,6 +48,26 @@ def file_id(data: bytes) -> str:
     for start, stop in chunks(len(data)):
         h.update(blake3(data[start:stop]).digest())
     return h.hexdigest()
+
+
+def file_id_at(path: Path) -> str:
+    """The id of a file of any size, read chunk by chunk.
+
+    Raises:
+        CheckpointError: it cannot be read, or changes while it is.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            h = blake3(f"cofuse file 1\n{size}\n".encode())
+            data = memoryview(bytearray(min(CHUNK, size)))
+            for start, stop in chunks(size):
+                if file.readinto(data[: stop - start]) != stop - start:
+                    raise CheckpointError("the file shrank while it was read", where=path)
+                h.update(blake3(data[: stop - start]).digest())
+            return h.hexdigest()
+    except OSError as error:
+        raise CheckpointError("cannot read the file", where=path, got=error.strerror) from None
 
 
 def tensor_id(checkpoint: Checkpoint, name: str) -> str:

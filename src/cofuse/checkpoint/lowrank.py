@@ -8,12 +8,14 @@ algorithm 4.4 (randomised subspace iteration), with as many iterations as still 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import CheckpointError
+from .floats import as_floats, as_stored
 
 Matrix = npt.NDArray[np.float32]
 
@@ -89,6 +91,60 @@ def within(matrix: Matrix, error: float, rank: int) -> LowRank:
         if tried == rank:
             return found
         tried = min(2 * tried, rank)
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """A matrix as a product: `scale * b @ a`, `a` [rank, columns], `b` [rows, rank], with what they are stored as.
+
+    `error` is ||matrix - scale b a||_F / ||matrix||_F.
+    """
+
+    a: Matrix
+    b: Matrix
+    error: float
+
+    @property
+    def rank(self) -> int:
+        """Number of singular values."""
+        return len(self.a)
+
+
+def factored(
+    matrix: Matrix,
+    rank: int,
+    code: str,
+    *,
+    error: float | None = None,
+    scale: float = 1.0,
+    even: bool = True,
+    epsilon: float = 0.0,
+) -> Factors:
+    """The nearest product of a rank, rounded to the dtype that its factors are stored in.
+
+    Args:
+        matrix: [rows, columns], finite, not zero.
+        rank: the largest allowed.
+        code: dtype of the factors.
+        error: take the least rank whose stored factors leave at most this; all of `rank` when None.
+        scale: of the product.
+        even: the singular values' roots on both factors; all on `a` when False.
+        epsilon: drop singular values up to this.
+    """
+    most = min(rank, *matrix.shape)
+    total = _energy(matrix)
+    part = leading(matrix, most) if error is None else within(matrix, error, most)
+    if epsilon > 0:
+        part = part.first(max(1, int((part.s > epsilon).sum())))
+    for _ in range(4):
+        root = np.sqrt(part.s / np.float32(scale))[:, None]
+        a, b = (root * part.vt, part.u * root.T) if even else (root * root * part.vt, part.u)
+        a, b = (as_floats(as_stored(f, code), code, np.float32).reshape(f.shape).astype(np.float32) for f in (a, b))
+        found = Factors(a, b, math.sqrt(_energy(matrix - np.float32(scale) * (b @ a)) / total))
+        if error is None or found.error <= error or part.rank >= most or epsilon > 0:
+            break
+        part = leading(matrix, min(most, part.rank + max(1, part.rank // 8)))  # rounding took the rest
+    return found
 
 
 def _randomised(matrix: Matrix, rank: int) -> LowRank:

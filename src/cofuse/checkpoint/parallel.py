@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 J = TypeVar("J")
 R = TypeVar("R")
+
+
+class _OneThread:
+    """The sums of a BLAS depend on its number of threads: one, while anybody is inside. Ours work side by side."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        import numpy  # noqa: F401 - a BLAS that is loaded later is not limited
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # needed by few
+
+        with self._lock:
+            if self._inside == 0:
+                self._limit = threadpool_limits(1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._limit is not None:
+                self._limit.restore_original_limits()
+
+
+ONE_BLAS_THREAD = _OneThread()
 
 
 def for_each(work: Callable[[J], None], jobs: Iterable[J], threads: int) -> None:

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from blake3 import blake3
 from .checkpoint import Checkpoint
 from .disk import SafetensorsFile, Shards
 from .hashed import Hashed
+from .identity import file_id_at
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _GRAIN_NS = 2_000_000_000
+_LARGE = 1 << 20  # bytes; smaller files are hashed sooner than looked up
 
 
 class Remembered:
@@ -43,20 +46,35 @@ class Remembered:
         stamp = stamp_of(checkpoint)
         if stamp is None:
             return Hashed(checkpoint)
-        hashed = Hashed(checkpoint, known=self._ids(stamp, checkpoint))
+        hashed = Hashed(checkpoint, known=self._ids(stamp, checkpoint.names()))
         self._watched.append((hashed, stamp))
         return hashed
 
     def keep(self) -> None:
         """Remember what was found out of the tensors that were read; nothing of files that changed since `watch`."""
         for hashed, stamp in self._watched:
-            if stamp_of(hashed.checkpoint) == stamp and time.time_ns() - _newest(stamp) >= _GRAIN_NS:
-                known = self._ids(stamp, hashed.checkpoint)
-                ids = {**known, **hashed.tensor_ids(hashed.used())}
+            if _lasts(stamp, stamp_of(hashed.checkpoint)):
+                known = self._ids(stamp, hashed.checkpoint.names())
+                ids = {**known, **hashed.tensor_ids(hashed.used()), **hashed.known_ids()}
                 if ids != known:
                     self._write(stamp, ids)
 
-    def _ids(self, stamp: str, checkpoint: Checkpoint) -> dict[str, str]:
+    def file_id(self, path: Path) -> str:
+        """The id of any file, remembered where it is a large one.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        stamp = _stamp([path])
+        size = os.path.getsize(path) if stamp is not None else 0
+        known = self._ids(stamp, ["file"]) if stamp is not None and size >= _LARGE else {}
+        if not known:
+            known = {"file": file_id_at(path)}
+            if stamp is not None and size >= _LARGE and _lasts(stamp, _stamp([path])):
+                self._write(stamp, known)
+        return known["file"]
+
+    def _ids(self, stamp: str, names: Iterable[str]) -> dict[str, str]:
         try:
             found = json.loads(self._place(stamp).read_bytes())
         except (OSError, ValueError, RecursionError):
@@ -65,7 +83,7 @@ class Remembered:
             return {}
         ids: dict[str, str] = found["ids"]
         whole = all(isinstance(i, str) and _ID.fullmatch(i) for i in ids.values())
-        return ids if whole and ids.keys() <= set(checkpoint.names()) else {}
+        return ids if whole and ids.keys() <= set(names) else {}
 
     def _write(self, stamp: str, ids: dict[str, str]) -> None:
         place = self._place(stamp)
@@ -91,9 +109,13 @@ def stamp_of(checkpoint: Checkpoint) -> str | None:
         files = list(checkpoint.shards.values())
     else:
         return None
+    return _stamp([file.path for file in files])
+
+
+def _stamp(paths: Iterable[Path]) -> str | None:
     rows = []
-    for file in files:
-        path = os.path.realpath(file.path)
+    for place in paths:
+        path = os.path.realpath(place)
         try:
             stat = os.stat(path)
         except OSError:
@@ -102,5 +124,7 @@ def stamp_of(checkpoint: Checkpoint) -> str | None:
     return json.dumps(rows)
 
 
-def _newest(stamp: str) -> int:
-    return max(int(time_ns) for row in json.loads(stamp) for time_ns in row[-2:])
+def _lasts(stamp: str, now: str | None) -> bool:
+    """Whether nothing changed between two looks, and nothing can have changed without showing."""
+    newest = max(int(time_ns) for row in json.loads(stamp) for time_ns in row[-2:])
+    return stamp == now and time.time_ns() - newest >= _GRAIN_NS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from typing import Annotated
@@ -10,16 +11,39 @@ import typer
 
 from .. import __version__
 from ..errors import CofuseError, Interrupted
-from . import evolution, history, lora, methods, replay, weights
 
-app = typer.Typer(
-    name="cofuse",
-    help="Build machine-learning models the way open source builds software.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+# Which module has which verbs, in the order of the help: a command imports its own module alone.
+VERBS: dict[str, tuple[str, ...]] = {
+    "weights": ("fuse", "body", "show"),
+    "methods": ("methods",),
+    "replay": ("replay",),
+    "lora": ("extract-lora",),
+    "patches": ("apply",),
+    "history": ("init", "commit", "log", "status", "branch", "tag", "checkout"),
+    "merging": ("merge", "cherry-pick", "revert"),
+    "differences": ("diff", "blame"),
+    "upkeep": ("gc", "fsck"),
+    "git": ("git",),
+    "remotes": ("clone", "push", "pull", "fetch", "remote"),
+    "evolution": ("evolve", "report"),
+}
+
+
+def application(verb: str | None = None) -> typer.Typer:
+    """The command line: with all verbs, or with those of the module that has `verb`."""
+    app = typer.Typer(
+        name="cofuse",
+        help="Build machine-learning models the way open source builds software.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_top)
+    needed = [module for module, verbs in VERBS.items() if verb in verbs]
+    for module in needed or VERBS:
+        importlib.import_module(f".{module}", __package__).register(app)
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -28,7 +52,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _top(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
@@ -37,14 +60,10 @@ def _top(
     pass
 
 
-for module in (weights, methods, replay, lora, history, evolution):
-    module.register(app)
-
-
 def main() -> None:
     """Run a command; a mistake of the user gives one clear error and no traceback."""
     try:
-        app()
+        application(sys.argv[1] if len(sys.argv) > 1 else None)()
     except Interrupted as error:
         _fail(error, 130)
     except CofuseError as error:

@@ -1,17 +1,29 @@
-"""Verbs of version control: init, commit, log, branch, tag, checkout, fsck."""
+"""Verbs on a history: init, commit, log, status, branch, tag, checkout; and what `show` says of a version."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 
 from .. import address
-from ..errors import StoreError
-from ..store import Store
+from ..checkpoint.remembered import Remembered
+from ..errors import RefError, StoreError
+from ..store import Commit, Store
+from ..store.branches import delete_branch, move_branch, rename_branch, use_branch
+from ..store.commits import history
+from ..store.differences import changes, tensor_changes
+from ..store.parts import Trees, Whole
+from ..store.refs import HEADS, REMOTES, TAGS, check_ref_name
+from ..store.status import compare, scan
+from ..store.trees import Tree, Weights, load_tree
+from .caches import cache_folder
 from .progress import shown
 from .weights import Json, Threads
 
@@ -20,7 +32,7 @@ Message = Annotated[str, typer.Option("-m", "--message", help="What is new.")]
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (init, commit, log, branch, tag, checkout, fsck):
+    for verb in (init, commit, log, status, branch, tag, checkout):
         app.command(verb.__name__)(verb)
 
 
@@ -69,71 +81,195 @@ def log(
     as_json: Json = False,
 ) -> None:
     """Show versions, newest first."""
-    for made in here().log(rev, limit):
+    store = here()
+    names = _names(store)
+    for made in islice(history(store.objects, store.resolve(rev)), limit):
         if as_json:
-            print(
-                json.dumps(
-                    {
-                        "commit": made.id,
-                        "tree": made.tree,
-                        "content": made.content,
-                        "parents": made.parents,
-                        "message": made.message,
-                        "author": made.author,
-                        "time": made.when.isoformat(),
-                    }
-                )
-            )
-            continue
-        print(f"commit {made.id}")
-        if made.author:
-            print(f"author {made.author}")
-        print(f"date   {made.when:%Y-%m-%d %H:%M:%S} UTC\n\n    {made.message}\n")
+            print(json.dumps(_facts(made, names)))
+        else:
+            print(f"{_heading(made, names)}\n")
+
+
+def _names(store: Store) -> dict[str, list[str]]:
+    """What points to each commit: branches, the one HEAD names first, then tags and remotes' branches."""
+    head = store.refs.head()
+    found: dict[str, list[str]] = {}
+    for under, before in ((HEADS, ""), (TAGS, "tag: "), (REMOTES, "")):
+        refs = store.refs.all(under)
+        for name in sorted(refs, key=lambda name: (under + name != head, name)):
+            found.setdefault(refs[name], []).append(("HEAD -> " if under + name == head else before) + name)
+    return found
+
+
+def plain(text: str) -> str:
+    r"""Text of a stranger's commit without what could drive a terminal.
+
+    >>> plain("nice\x1b[2J\u202e")
+    'nice\\x1b[2J\\u202e'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _heading(made: Commit, names: Mapping[str, Sequence[str]]) -> str:
+    beside = f" ({', '.join(names[made.id])})" if made.id in names else ""
+    lines = [f"commit {made.id}{beside}"]
+    if len(made.parents) > 1:
+        lines.append(f"merge  {' '.join(parent[:12] for parent in made.parents)}")
+    if made.author:
+        lines.append(f"author {plain(made.author)}")
+    lines.append(f"date   {made.when:%Y-%m-%d %H:%M:%S} UTC\n")
+    return "\n".join(lines + [f"    {plain(line)}" for line in made.message.split("\n")])
+
+
+def _facts(made: Commit, names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    return {
+        "commit": made.id,
+        "tree": made.tree,
+        "content": made.content,
+        "parents": made.parents,
+        "message": made.message,
+        "author": made.author,
+        "time": made.when.isoformat(),
+        "refs": list(names.get(made.id, ())),
+    }
+
+
+def show_version(what: str, *, as_json: bool) -> bool:
+    """Say what a revision of the store here is, how it was made and what it changed; False where it is no revision."""
+    store = None if Path(what).exists() else Store.find(Path.cwd())
+    if store is None:
+        return False
+    try:
+        made = store.load_commit(what)
+    except RefError:
+        return False
+    trees = Trees(store.objects)
+    tree = trees.load(made.tree)
+    parent = store.load_commit(made.parents[0]) if made.parents else None
+    older = Tree({}, None) if parent is None else trees.load(parent.tree)
+    where = f"commit {made.id[:12]}"
+    before, after, _ = trees.apart(older, tree, ("its parent", where))
+    changed, files = tensor_changes(before, after), changes(older.files, tree.files)
+    if as_json:
+        whole = Whole(trees.parts(tree, where), where)
+        specs = {name: whole.spec(name) for name in whole.names()}
+        facts = {
+            **_facts(made, _names(store)),
+            "record": made.record,
+            "bytes": sum(spec.nbytes for spec in specs.values()),
+            "tensors": {name: {"dtype": spec.dtype, "shape": list(spec.shape)} for name, spec in specs.items()},
+            "files": list(tree.files),
+            "changed": {**changed, **files},
+        }
+        print(json.dumps(facts))
+        return True
+    print(_heading(made, _names(store)), end="\n\n")
+    if made.record:
+        print(yaml.safe_dump({"record": dict(made.record)}, sort_keys=False, width=120))
+    print("holds, as a first version:" if parent is None else f"beside {parent.id[:12]} {plain(parent.message)}:")
+    for name, how in changed.items():
+        spec = (after if name in after else before).spec(name)
+        print(f"  {how:<9} {spec.dtype:<5} {list(spec.shape)!s:<20} {name}")
+    for path, how in files.items():
+        print(f"  {how:<9} {path}")
+    count = sum(len(entry.tensors) for entry in tree.files.values() if isinstance(entry, Weights))
+    print(
+        f"{len(changed)} tensors differ; {count} in all; {len(tree.files)} files of {tree.size:,} bytes; tree {made.tree}"
+    )
+    print(f"content {made.content}")
+    return True
+
+
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that may have been changed.")] = Path(),
+    rev: Annotated[str, typer.Option("--rev", help="The version it is set beside.")] = "HEAD",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Say which files of a folder, and which tensors in them, differ from a version."""
+    store = here()
+    made = store.load_commit(rev)
+    memory = Remembered(cache_folder() / "ids")
+    with shown() as progress:
+        found = scan(folder, memory, threads=threads, progress=progress)
+    memory.keep()
+    told = compare(store.objects, load_tree(store.objects, made.tree), found)
+    if as_json:
+        print(json.dumps({"commit": made.id, "files": dict(told.files), "tensors": dict(told.tensors)}))
+        return
+    print(f"{folder} beside {rev}: {made.id[:12]} {plain(made.message)}")
+    for name, how in told.files.items():
+        print(f"  {how:<8} {name}")
+    for name, how in told.tensors.items():
+        print(f"  {how:<8} tensor {name}")
+    if not told.files:
+        print("nothing differs")
 
 
 def branch(
-    name: Annotated[str | None, typer.Argument(help="A branch to make; all are listed without it.")] = None,
-    rev: Annotated[str, typer.Argument(help="Where it points.")] = "HEAD",
+    name: Annotated[str | None, typer.Argument(help="A branch; all are listed without one.")] = None,
+    rev: Annotated[str | None, typer.Argument(help="Where it points; HEAD by default.")] = None,
+    use: Annotated[bool, typer.Option("--use", help="Make it the one that commits and merges go to.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Move it, or delete it, although something is lost.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it.")] = False,
+    rename: Annotated[str | None, typer.Option("--rename", metavar="NEW", help="Give it another name.")] = None,
 ) -> None:
-    """List branches, or make one."""
-    _refs(here().branches() if name is None else {name: here().branch(name, rev)})
+    """List branches; make, move, rename or remove one, or make it the current one."""
+    store = here()
+    if sum((use, delete, rename is not None)) > 1 or (name is None and (use or delete or rename or force)):
+        raise StoreError("one branch and one thing to do with it", expected="NAME, and --use, --delete or --rename")
+    if name is None:
+        head = store.refs.head()
+        for known, commit in store.branches().items():
+            print(f"{commit[:12]} {known}" + (" (HEAD)" if HEADS + known == head else ""))
+        return
+    if rev is not None and (delete or rename is not None):
+        raise StoreError("a revision is only for a branch that is made or moved", got=rev)
+    if delete:
+        print(f"{delete_branch(store, name, force=force)[:12]} was {name}")
+        return
+    if rename is not None:
+        rename_branch(store, name, rename)
+        name = rename
+    elif force:
+        move_branch(store, name, rev or "HEAD")
+    elif rev is not None or not (use and name in store.branches()):
+        store.branch(name, rev or "HEAD")
+    if use:
+        use_branch(store, name)
+    print(f"{store.resolve(HEADS + name)[:12]} {name}")
 
 
 def tag(
     name: Annotated[str | None, typer.Argument(help="A tag to make; all are listed without it.")] = None,
     rev: Annotated[str, typer.Argument(help="Where it points.")] = "HEAD",
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it.")] = False,
 ) -> None:
-    """List tags, or make one."""
-    _refs(here().tags() if name is None else {name: here().tag(name, rev)})
-
-
-def _refs(refs: dict[str, str]) -> None:
-    for name, target in sorted(refs.items()):
-        print(f"{target[:12]} {name}")
+    """List tags, make one, or remove one."""
+    store = here()
+    if name is None:
+        for known, commit in store.tags().items():
+            print(f"{commit[:12]} {known}")
+    elif delete:
+        commit_ = store.resolve(TAGS + check_ref_name(name))
+        store.update_ref(TAGS + name, None, expect=commit_)
+        print(f"{commit_[:12]} was {name}")
+    else:
+        print(f"{store.tag(name, rev)[:12]} {name}")
 
 
 def checkout(
     rev: Annotated[str, typer.Argument(help="What to write: main, a tag, main~2, an id.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="New, empty, or with an unchanged version of this store in it.")
+    ],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a folder with other things in it, which are lost.")
+    ] = False,
     threads: Threads = None,
 ) -> None:
     """Write a version into a folder, every byte as it was."""
+    memory = Remembered(cache_folder() / "ids")
     with shown() as progress:
-        here().checkout(rev, folder, threads=threads, progress=progress)
+        here().checkout(rev, folder, replace=replace, memory=memory, threads=threads, progress=progress)
     print(f"{rev} in {folder}")
-
-
-def fsck() -> None:
-    """Check everything that a branch or a tag can reach."""
-    with shown() as progress:
-        health = here().fsck(progress=progress)
-    for damage in health.damaged:
-        print(f"{damage.id}: {damage.problem}")
-    print(f"{health.commits} commits, {health.objects} objects, {health.bytes:,} bytes checked")
-    if not health.ok:
-        raise StoreError(
-            "the store is damaged",
-            where=here().path,
-            got=f"{len(health.damaged)} damaged",
-            hint="what is not listed above is whole; commit the damaged versions again from their source",
-        )

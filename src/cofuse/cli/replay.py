@@ -1,4 +1,4 @@
-"""The verb that makes a fuse again and compares."""
+"""The verb that makes a fuse, or a merge, again and compares."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import address
+from ..errors import RefError
+from ..store import Store
 from .progress import shown
 from .weights import Json, Threads
 
@@ -23,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def replay(
-    what: Annotated[str, typer.Argument(metavar="ADDRESS", help="A checkpoint that cofuse fuse made.")],
+    what: Annotated[str, typer.Argument(metavar="ADDRESS", help="A checkpoint that cofuse fuse made, or a merge.")],
     out: Annotated[
         Path | None, typer.Option("--out", help="Also write what is made again here; by default nothing is written.")
     ] = None,
@@ -33,12 +35,15 @@ def replay(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Make a fuse again from its record, and compare every tensor; exit status 1 when anything differs."""
+    """Make a fuse or a merge again from its record, and compare every tensor; exit status 1 when anything differs."""
     from ..checkpoint import Hashed
     from ..fuse import fuse_recipe
     from ..fuse.record import read_record, recorded, versions
     from ..fuse.replay import compare, read_through
 
+    same = _merge(what, threads, as_json) if out is None else None
+    if same is not None:
+        raise typer.Exit(0 if same else 1)
     there = address.open(what)
     record = read_record(there)
     recipe = record.read_recipe()
@@ -74,6 +79,29 @@ def replay(
         _list("files that differ", verdict.files)
     if not verdict.same:
         raise typer.Exit(1)
+
+
+def _merge(what: str, threads: int | None, as_json: bool) -> bool | None:
+    """Make a commit of `merge`, `cherry-pick` or `revert` again; whether it is the same, None where it is no such commit."""
+    store = None if Path(what).exists() else Store.find(Path.cwd())
+    try:
+        if store is None or "merge" not in store.load_commit(what).record:
+            return None
+    except RefError:
+        return None
+    from ..store.replaying import replay as replay_merge
+
+    with shown() as progress:
+        again = replay_merge(store, what, threads=threads, progress=progress)
+    if as_json:
+        print(json.dumps({"same": again.same, **again._asdict()}))
+    elif again.same:
+        print(f"the same: tree {again.made}")
+    else:
+        print(f"made again: tree {again.made[:16]}, was {again.recorded[:16]}")
+        _list("tensors that differ", again.tensors)
+        _list("files that differ", again.files)
+    return again.same
 
 
 def _id(one: InputRecord) -> str:

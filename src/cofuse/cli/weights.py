@@ -175,10 +175,19 @@ def body(
 
 
 def show(
-    what: Annotated[str, typer.Argument(metavar="ADDRESS", help="A checkpoint.")],
+    what: Annotated[str, typer.Argument(metavar="ADDRESS", help="A checkpoint, a version, or a patch.")],
     as_json: Json = False,
 ) -> None:
-    """Show what a checkpoint holds, and its content id."""
+    """Show what a checkpoint holds, and its content id; what a version changed, and how; what a patch changes."""
+    if what.endswith(".patch") and (path := Path(os.path.expanduser(what))).is_file():
+        from .patches import explain
+
+        explain(path, as_json)
+        return
+    from .history import show_version
+
+    if show_version(what, as_json=as_json):
+        return
     checkpoint = address.open(what)
     specs = {name: checkpoint.spec(name) for name in checkpoint.names()}
     total = sum(spec.nbytes for spec in specs.values())

@@ -1,5 +1,9 @@
 """recipe -> plan -> execution; methods are pure functions on blocks."""
 
+import sys
+from types import ModuleType
+from typing import Any
+
 from .execute import CpuExecutor, Executor
 from .fused import Fused
 from .fusing import fuse, fuse_recipe
@@ -28,3 +32,13 @@ __all__ = [
     "make_plan",
     "read_recipe",
 ]
+
+
+class _Callable(ModuleType):
+    """The room, which is also what `cofuse.fuse(...)` calls: importing a submodule puts it under its name."""
+
+    def __call__(self, *arguments: Any, **parameters: Any) -> Fused:
+        return fuse(*arguments, **parameters)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoint import CHUNK, Checkpoint, Header, SafetensorsFile, TensorSpec, chunks, for_each, plan_layout
 from ..checkpoint.disk import INDEX, MAX_SIDE_FILE
-from ..errors import StoreError
+from ..errors import CofuseError, StoreError
 from ..progress import SILENT, Progress
 from .checkpoint import StoreCheckpoint
 from .codecs import Bytes
 from .envelope import Head
 from .objects import Objects
-from .trees import TOOLS, Plain, Tree, Weights, check_path, content_of, load_header, weights_files
+from .trees import TOOLS, Plain, Tree, Weights, check_path, content_of, load_header, load_tree, weights_files
 from .writing import Writing
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What an earlier tree holds, so that what did not change is recognised without being written."""
+    """What earlier trees hold, so that what did not change costs nothing, and what did is kept as a delta.
 
-    files: Mapping[str, str] = field(default_factory=dict)  # path -> id
-    tensors: Mapping[str, str] = field(default_factory=dict)  # name -> id
+    Ids of what is there under a name, those of the first tree first.
+    """
+
+    trees: Sequence[str] = ()
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by path; headers of weights too
+    tensors: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by name
 
     @classmethod
-    def of(cls, objects: Objects, tree: Tree) -> Known:
-        """Names and ids of a tree."""
-        files = {path: entry.id for path, entry in tree.files.items() if isinstance(entry, Plain)}
-        tensors: dict[str, str] = {}
-        for path, entry in tree.files.items():
-            if isinstance(entry, Weights):
-                tensors.update(zip(load_header(objects, entry, path).entries, entry.tensors, strict=True))
-        return cls(files, tensors)
+    def of(cls, objects: Objects, trees: Iterable[str]) -> Known:
+        """Names and ids of trees; those that are damaged are left out."""
+        sound: dict[str, None] = {}
+        files: dict[str, dict[str, None]] = {}
+        tensors: dict[str, dict[str, None]] = {}
+        for tree in trees:
+            with contextlib.suppress(CofuseError):  # a damaged version must not keep a good one from being stored
+                for path, entry in load_tree(objects, tree).files.items():
+                    if isinstance(entry, Plain):
+                        files.setdefault(path, {})[entry.id] = None
+                        continue
+                    files.setdefault(path, {})[entry.header] = None
+                    for name, tensor in zip(load_header(objects, entry, path).entries, entry.tensors, strict=True):
+                        tensors.setdefault(name, {})[tensor] = None
+                sound[tree] = None
+        return cls(
+            tuple(sound), {p: tuple(ids) for p, ids in files.items()}, {n: tuple(ids) for n, ids in tensors.items()}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +60,7 @@ class _Job:
     where: str
     head: Head
     read: Callable[[], Iterator[Bytes]]
-    like: str | None
+    like: Sequence[str]
     give: Callable[[str], None]
 
 
@@ -82,7 +97,7 @@ def add(
     tree = scan.tree()
     writing.sync()
     data = tree.encode()
-    return writing.put_bytes(Head("tree", len(data)), data)
+    return writing.put_bytes(Head("tree", len(data)), data, like=known.trees)
 
 
 class _Source:
@@ -99,7 +114,7 @@ class _Source:
         def give(object_id: str) -> None:
             self.plain[path] = Plain(object_id, size)
 
-        return _Job(path, Head("file", size), read, self.known.files.get(path), give)
+        return _Job(path, Head("file", size), read, self.known.files.get(path, ()), give)
 
     def header(self, path: str, header: Header) -> _Job:
         self.tensors[path] = {}
@@ -107,13 +122,15 @@ class _Source:
         def give(object_id: str) -> None:
             self.headers[path] = (header, object_id)
 
-        return _Job(path, Head("file", len(header.raw)), _bytes_reader(header.raw), None, give)
+        return _Job(
+            path, Head("file", len(header.raw)), _bytes_reader(header.raw), self.known.files.get(path, ()), give
+        )
 
     def tensor(self, path: str, name: str, spec: TensorSpec, read: Callable[[], Iterator[Bytes]]) -> _Job:
         def give(object_id: str) -> None:
             self.tensors[path][name] = object_id
 
-        return _Job(f"{path}: {name}", Head.tensor(spec), read, self.known.tensors.get(name), give)
+        return _Job(f"{path}: {name}", Head.tensor(spec), read, self.known.tensors.get(name, ()), give)
 
     def tree(self) -> Tree:
         files: dict[str, Plain | Weights] = dict(self.plain)

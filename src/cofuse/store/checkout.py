@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from ..checkpoint import TensorSpec, building, chunks, for_each, sync_folder
 from ..errors import StoreError
@@ -14,16 +16,17 @@ from .objects import Objects
 from .places import FOLDER
 from .trees import Plain, Tree, load_checked_spec, load_header, load_plain
 
+_NOTHING: Mapping[str, Path] = MappingProxyType({})
+
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Up to one chunk of an object, and its place in a file."""
+    """One chunk of an object, and its place in a file."""
 
     path: str
     at: int
     object_id: str
-    start: int
-    stop: int
+    chunk: int
 
 
 def write_tree(
@@ -32,6 +35,7 @@ def write_tree(
     folder: Path,
     *,
     replace: bool = False,
+    reuse: Mapping[str, Path] = _NOTHING,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> None:
@@ -42,6 +46,7 @@ def write_tree(
         tree: what to write.
         folder: new or empty.
         replace: let the new folder take the place of one with files in it, which are lost.
+        reuse: files that are there already, by path; they are linked, or copied, and not read from the store.
         threads: how many; the processor's number when None.
         progress: told of every piece written.
 
@@ -55,20 +60,26 @@ def write_tree(
         for path, entry in sorted(tree.files.items()):
             place = temporary / path
             place.parent.mkdir(parents=True, exist_ok=True)
+            if path in reuse:
+                _link(reuse[path], place)
+                continue
             with open(place, "xb") as file:
                 if hasattr(os, "posix_fallocate") and entry.size:
                     os.posix_fallocate(file.fileno(), 0, entry.size)  # a full disk is found out before any work
-        bar = progress.bar(f"writing {folder.name}", tree.size, "B")
+        missing = Tree({path: entry for path, entry in tree.files.items() if path not in reuse}, tree.content)
+        bar = progress.bar(f"writing {folder.name}", missing.size, "B")
 
         def write(piece: _Piece) -> None:
-            data = objects.read(piece.object_id, piece.start, piece.stop)
-            with open(temporary / piece.path, "r+b") as file:
-                file.seek(piece.at)
-                file.write(data)
-            bar.advance(piece.stop - piece.start)
+            with objects.opened(piece.object_id) as found, open(temporary / piece.path, "r+b", buffering=0) as file:
+                data = memoryview(found.chunk(piece.chunk))
+                bar.advance(len(data))
+                at = piece.at
+                while data:
+                    done = os.pwrite(file.fileno(), data, at)
+                    data, at = data[done:], at + done
 
         workers = threads or os.cpu_count() or 1
-        for_each(write, _pieces(objects, tree), workers)
+        for_each(write, _pieces(objects, missing), workers)
         for_each(lambda path: _sync(temporary / path), tree.files, workers)
         for here, _, _ in os.walk(temporary):
             sync_folder(Path(here))
@@ -87,9 +98,16 @@ def _pieces(objects: Objects, tree: Tree) -> Iterator[_Piece]:
                 parts.append((tensor, head.size))
         at = 0
         for object_id, size in parts:
-            for start, stop in chunks(size):
-                yield _Piece(path, at + start, object_id, start, stop)
+            for k, (start, _) in enumerate(chunks(size)):
+                yield _Piece(path, at + start, object_id, k)
             at += size
+
+
+def _link(source: Path, place: Path) -> None:
+    try:
+        os.link(source, place)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, place)
 
 
 def _sync(path: Path) -> None:

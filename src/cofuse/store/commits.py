@@ -52,6 +52,8 @@ def put_commit(
     record: Mapping[str, Any],
 ) -> Commit:
     """Keep a commit; making the same one again gives the one that is there, with its time."""
+    for parent in parents:
+        writing.rely_on(parent)
     data = canonical(
         {
             "author": author,

@@ -1,7 +1,8 @@
-"""What stands at the start of an object's file: what the object is, and where each of its chunks lies.
+"""What stands around the chunks in an object's file: what the object is, where each chunk lies, and beside what.
 
     magic, lengths | head (JSON) | one row a chunk: BLAKE3 of its bytes, codec, stored length | BLAKE3 of all that
-    ... then the chunks, one after another, to the end of the file.
+    ... then the chunks, one after another, to the end of the file
+    ... but for the tail of an object kept as a delta: what its chunks share | base, lengths | BLAKE3
 
 The id follows from head and digests alone, so an envelope proves that it belongs to the id asked for before any chunk
 is read, and each chunk proves itself when it is. Written down in docs/formats/store.md. Until it has passed `parse`, an
@@ -26,19 +27,38 @@ from ..errors import CorruptError
 from .codecs import CODECS
 
 MAGIC = b"COFUSE\x00\x01"
+MAGIC_DELTA = b"COFUSE\x00\x02"
 MAX_HEAD = 4096
 MAX_CHUNKS = 1 << 20  # 4 TiB
+MAX_SHARED = CHUNK
 _START = struct.Struct("<8sII")  # magic, bytes of head, number of chunks
-_ROW = struct.Struct("<32sB3xI")  # digest, codec, bytes stored
+_ROW = struct.Struct("<32sB3sI")  # digest, codec, check, bytes stored
+_TAIL = struct.Struct("<32s32sI")  # base, BLAKE3 of what is shared, bytes of it
 _SUM = 32
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class Row(NamedTuple):
-    """One chunk: the BLAKE3 of its bytes, the codec it is kept with, and how many bytes that takes."""
+    """One chunk: the BLAKE3 of its bytes, the codec it is kept with, a check of how it is kept, and its bytes stored.
+
+    The digest says whether what was read is right. The check is for what no reader would miss: a frame has bits that
+    mean nothing, and one of them that has flipped is damage all the same.
+    """
 
     digest: bytes
     codec: int
+    check: bytes
     stored: int
+
+    @classmethod
+    def of(cls, digest: bytes, codec: int, stored: bytes) -> Row:
+        """The row of a chunk with this digest, kept as these bytes."""
+        return cls(digest, codec, check_of(codec, stored), len(stored))
+
+
+def check_of(codec: int, stored: bytes) -> bytes:
+    """The first three bytes of the BLAKE3 of a chunk as it is kept; zeros for one kept raw, whose digest is enough."""
+    return blake3(stored).digest(length=3) if codec else bytes(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +111,7 @@ class Head:
             document["size"] = self.size
         if self.time_ns is not None:
             document["time"] = self.time_ns
-        return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+        return _JSON.encode(document).encode()
 
     @classmethod
     def decode(cls, raw: bytes, where: str) -> Head:
@@ -121,23 +141,38 @@ class Head:
         return head
 
 
+class Shared(NamedTuple):
+    """What the chunks of a delta share: the BLAKE3 of its bytes, and how many there are."""
+
+    digest: bytes
+    size: int
+
+
+NOTHING_SHARED = Shared(blake3().digest(), 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A head and the rows of its chunks."""
+    """A head and the rows of its chunks; for an object kept as a delta, also what it is read beside.
+
+    How it is kept may change (`rewriting`), what it is may not: the id depends on head and digests alone.
+    """
 
     head: Head
     rows: Sequence[Row]
     offsets: Sequence[int]  # in the file: where each chunk starts
+    base: str | None = None  # id of the object that delta chunks are read beside
+    shared: Shared = NOTHING_SHARED
 
     @classmethod
-    def of(cls, head: Head, rows: Sequence[Row]) -> Envelope:
+    def of(cls, head: Head, rows: Sequence[Row], base: str | None = None, shared: Shared = NOTHING_SHARED) -> Envelope:
         """With offsets worked out."""
         at = length(head)
         offsets = []
         for row in rows:
             offsets.append(at)
             at += row.stored
-        return cls(head, rows, offsets)
+        return cls(head, rows, offsets, base, shared)
 
     @property
     def id(self) -> str:
@@ -148,11 +183,25 @@ class Envelope:
         """Bytes of chunk `k` as they are handed out."""
         return min(CHUNK, self.head.size - k * CHUNK)
 
+    @property
+    def end(self) -> int:
+        """In the file: where the chunks end."""
+        return length(self.head) + sum(row.stored for row in self.rows)
+
     def encode(self) -> bytes:
         """The bytes that stand at the start of the object's file."""
         head = self.head.encode()
-        body = _START.pack(MAGIC, len(head), len(self.rows)) + head + b"".join(_ROW.pack(*row) for row in self.rows)
+        magic = MAGIC if self.base is None else MAGIC_DELTA
+        body = _START.pack(magic, len(head), len(self.rows)) + head + b"".join(_ROW.pack(*row) for row in self.rows)
         return body + blake3(body).digest()
+
+    def tail(self) -> bytes:
+        """The bytes that stand at the end of the object's file, after what is shared; none for a whole object."""
+        if self.base is None:
+            return b""
+        body = _TAIL.pack(bytes.fromhex(self.base), *self.shared)
+        # Bound to the start, so that a tail cannot be another object's.
+        return body + blake3(self.encode()[-_SUM:] + body).digest()
 
 
 def length(head: Head) -> int:
@@ -171,7 +220,7 @@ def parse(fd: int, where: str) -> Envelope:
     if len(start) < _START.size:
         raise CorruptError("truncated object", where=where, got=f"{size} bytes")
     magic, head_bytes, count = _START.unpack(start)
-    if magic != MAGIC:
+    if magic not in (MAGIC, MAGIC_DELTA):
         raise CorruptError("not an object", where=where, got=ascii(magic), expected=ascii(MAGIC))
     whole = _START.size + head_bytes + count * _ROW.size + _SUM
     if head_bytes > MAX_HEAD or count > MAX_CHUNKS or whole > size:
@@ -189,13 +238,19 @@ def parse(fd: int, where: str) -> Envelope:
     rows = [Row(*fields) for fields in _ROW.iter_unpack(raw[rows_at:-_SUM])]
     if len(rows) != head.chunks:
         raise CorruptError("wrong number of chunks", where=where, got=len(rows), expected=head.chunks)
-    envelope = Envelope.of(head, rows)
+    base, shared, tail_bytes = None, NOTHING_SHARED, 0
+    if magic == MAGIC_DELTA:
+        base, shared = _parse_tail(fd, size, raw[-_SUM:], where)
+        tail_bytes = shared.size + _TAIL.size + _SUM
+    envelope = Envelope.of(head, rows, base, shared)
     for k, row in enumerate(rows):
         if row.codec not in CODECS:
             raise CorruptError("unknown codec", where=where, got=row.codec, expected=", ".join(map(str, CODECS)))
+        if CODECS[row.codec].delta and base is None:
+            raise CorruptError("a delta without a base", where=where, got=CODECS[row.codec].name)
         if row.stored > envelope.chunk_bytes(k):
             raise CorruptError("a chunk takes more than it holds", where=where, got=f"{row.stored} bytes")
-    end = whole + sum(row.stored for row in rows)
+    end = envelope.end + tail_bytes
     if end != size:
         raise CorruptError(
             "truncated object" if size < end else "bytes after the object",
@@ -204,6 +259,17 @@ def parse(fd: int, where: str) -> Envelope:
             expected=end,
         )
     return envelope
+
+
+def _parse_tail(fd: int, size: int, start: bytes, where: str) -> tuple[str, Shared]:
+    """Base and shared bytes of an object whose start has this checksum."""
+    body = os.pread(fd, _TAIL.size + _SUM, max(0, size - _TAIL.size - _SUM))
+    if len(body) < _TAIL.size + _SUM or blake3(start + body[:-_SUM]).digest() != body[-_SUM:]:
+        raise CorruptError("the end of the object is damaged", where=where)
+    base, digest, shared = _TAIL.unpack(body[:-_SUM])
+    if shared > MAX_SHARED:
+        raise CorruptError("a delta shares too much", where=where, got=f"{shared} bytes", expected=MAX_SHARED)
+    return base.hex(), Shared(digest, shared)
 
 
 def _whole(value: object) -> bool:

@@ -13,13 +13,15 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from ..checkpoint import CHUNK
+from ..checkpoint import CHUNK, keep_freed_memory
 from ..errors import CorruptError, StoreError
-from .codecs import CODECS
-from .envelope import Envelope, parse
+from .codecs import CODECS, NOTHING, Beside, Bytes
+from .envelope import Envelope, check_of, parse
+from .leases import Leases
 from .places import Places
 
 ID = re.compile(r"[0-9a-f]{64}")
+MAX_CHAIN = 64  # deltas that a reader follows; writers stop far below
 _REMEMBERED = 4096  # envelopes
 
 
@@ -27,27 +29,69 @@ _REMEMBERED = 4096  # envelopes
 class Opened:
     """An object whose envelope has been read and verified, open for its chunks."""
 
+    objects: Objects
+    id: str
     fd: int
     path: Path
     envelope: Envelope
+    level: int = 0  # how many deltas have led here
 
     def stored(self, k: int) -> bytes:
         """Chunk `k` as it is kept; nothing is verified."""
-        row = self.envelope.rows[k]
-        try:
-            return os.pread(self.fd, row.stored, self.envelope.offsets[k])
-        except OSError as error:
-            raise CorruptError("cannot read a chunk", where=f"{self.path}: chunk {k}", got=error.strerror) from None
+        return self._pread(self.envelope.rows[k].stored, self.envelope.offsets[k], f"chunk {k}")
 
-    def chunk(self, k: int) -> bytes | bytearray:
+    def shared(self) -> bytes:
+        """What all chunks of a delta share.
+
+        Raises:
+            CorruptError: it does not give its digest.
+        """
+        digest, size = self.envelope.shared
+        data = self._pread(size, self.envelope.end, "what its chunks share") if size else b""
+        if blake3(data).digest() != digest:
+            raise CorruptError("what the chunks of a delta share is damaged", where=self.path)
+        return data
+
+    def chunk(self, k: int) -> Bytes:
         """The bytes of chunk `k`.
 
         Raises:
-            CorruptError: they do not give their digest.
+            CorruptError: they do not give their digest, or what they are a delta against cannot be read.
         """
-        row = self.envelope.rows[k]
         try:
-            data = CODECS[row.codec].decode(self.stored(k), self.envelope.chunk_bytes(k), self.envelope.head.width)
+            return self._chunk(k)
+        except CorruptError:
+            if not self._replaced():
+                raise
+        # It has been kept differently meanwhile, and what it was a delta against may be gone.
+        with self.objects.opened(self.id, level=self.level) as again:
+            return again._chunk(k)
+
+    def beside(self, k: int) -> Beside:
+        """What chunk `k` is a delta against.
+
+        Raises:
+            CorruptError: it is missing, damaged, of another kind, or at the end of too long a chain.
+        """
+        base, size = self.envelope.base, self.envelope.chunk_bytes(k)
+        if base is None:
+            return NOTHING
+        if self.level >= MAX_CHAIN:
+            raise CorruptError("a chain of deltas is too long, or a circle", where=self.path, expected=MAX_CHAIN)
+        with self.objects.opened(base, self.envelope.head.kind, level=self.level + 1) as found:
+            return Beside(fitted(found, k, size), k * CHUNK, self.shared(), self.envelope.head.spec)
+
+    def _chunk(self, k: int) -> Bytes:
+        row, codec = self.envelope.rows[k], CODECS[self.envelope.rows[k].codec]
+        beside = self.beside(k) if codec.delta else NOTHING
+        size, width = self.envelope.chunk_bytes(k), self.envelope.head.width
+        try:
+            if codec.elements and size % width:
+                raise ValueError(f"{codec.name} of a part of an element")
+            stored = self.stored(k)
+            if check_of(row.codec, stored) != row.check:
+                raise ValueError("what is kept is not what was written")
+            data = codec.decode(stored, size, width, beside)
         except ValueError as error:
             raise CorruptError("a chunk is damaged", where=f"{self.path}: chunk {k}", got=error) from None
         got = blake3(data)
@@ -56,6 +100,26 @@ class Opened:
                 "a chunk is damaged", where=f"{self.path}: chunk {k}", got=got.hexdigest(), expected=row.digest.hex()
             )
         return data
+
+    def _pread(self, size: int, at: int, what: str) -> bytes:
+        try:
+            return os.pread(self.fd, size, at)
+        except OSError as error:
+            raise CorruptError("cannot read an object", where=f"{self.path}: {what}", got=error.strerror) from None
+
+    def _replaced(self) -> bool:
+        try:
+            return os.stat(self.path).st_ino != os.fstat(self.fd).st_ino
+        except OSError:
+            return False
+
+
+def fitted(base: Opened, k: int, size: int) -> Bytes:
+    """Chunk `k` of a base, cut or filled with zeros to `size` bytes, so that a resized vocabulary still gains."""
+    data = base.chunk(k) if k < base.envelope.head.chunks else b""
+    if len(data) == size:
+        return data
+    return memoryview(data)[:size] if len(data) > size else bytes(data) + bytes(size - len(data))
 
 
 class Objects:
@@ -66,7 +130,9 @@ class Objects:
     """
 
     def __init__(self, places: Places) -> None:
+        keep_freed_memory()
         self.places = places
+        self.leases = Leases(places)
         self._envelopes: OrderedDict[str, tuple[tuple[int, int, int], Envelope]] = OrderedDict()
         self._guard = threading.Lock()
 
@@ -98,7 +164,7 @@ class Objects:
                     yield folder.name + path.name
 
     @contextlib.contextmanager
-    def opened(self, object_id: str, kind: str | None = None) -> Iterator[Opened]:
+    def opened(self, object_id: str, kind: str | None = None, *, level: int = 0) -> Iterator[Opened]:
         """Open an object and verify its envelope.
 
         Raises:
@@ -115,7 +181,7 @@ class Objects:
             envelope = self._verified(fd, object_id, path)
             if kind is not None and envelope.head.kind != kind:
                 raise CorruptError("an object of another kind", where=path, got=envelope.head.kind, expected=kind)
-            yield Opened(fd, path, envelope)
+            yield Opened(self, object_id, fd, path, envelope, level)
         finally:
             os.close(fd)
 
@@ -123,6 +189,23 @@ class Objects:
         """What an object is, without its bytes; raises as `opened` does."""
         with self.opened(object_id, kind) as found:
             return found.envelope
+
+    def bases(self, object_id: str) -> tuple[str, ...]:
+        """The objects that an object is a delta against, the nearest first; none for one that is kept whole.
+
+        Raises:
+            CorruptError: one of them is missing or damaged, or they are too many or a circle.
+        """
+        found: list[str] = []
+        base = self.envelope(object_id).base
+        while base is not None:
+            if len(found) >= MAX_CHAIN:
+                raise CorruptError(
+                    "a chain of deltas is too long, or a circle", where=self.path(object_id), expected=MAX_CHAIN
+                )
+            found.append(base)
+            base = self.envelope(base).base
+        return tuple(found)
 
     def read(self, object_id: str, start: int = 0, stop: int | None = None, *, kind: str | None = None) -> bytearray:
         """Bytes `start` to `stop` of an object; reads, and verifies, only the chunks that hold them.

@@ -45,10 +45,10 @@ class Places:
         sync_folder(path.parent)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the store's only lock: for moving refs and opening staging folders, never for long work.
+    def locked(self, *, shared: bool = False) -> Iterator[None]:
+        """Hold the store's only lock: for moving refs, opening staging folders and removing objects, never for long.
 
-        The kernel gives a `flock` back when its holder dies, whatever kills it, so there are no stale locks to take
+        Those who only say that they rely on something share it among themselves. The kernel gives a `flock` back when its holder dies, whatever kills it, so there are no stale locks to take
         over; a lock file with a process id would take one from a live process of another container.
 
         Raises:
@@ -59,7 +59,7 @@ class Places:
         try:
             give_up = time.monotonic() + LOCK_SECONDS
             with explained(self.root):
-                while not _lock(fd):
+                while not _lock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
                     if time.monotonic() > give_up:
                         raise StoreError("the store is busy", where=self.root, got=f"locked for {LOCK_SECONDS:.0f} s")
                     time.sleep(0.005)
@@ -87,10 +87,37 @@ class Places:
             shutil.rmtree(mine, ignore_errors=True)
             os.close(fd)
 
+    def touch(self, path: Path) -> bool:
+        """Make an object's file young, because a writer relies on it; False when it is not there.
 
-def _lock(fd: int) -> bool:
+        `gc` removes under the same lock, and nothing that is younger than a writer at work: once this has said True the
+        file stays; where it says False the writer must write it again.
+        """
+        with self.locked(shared=True):
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                return False
+            except PermissionError:
+                return path.is_file()  # another user's: only its age protects it
+            except OSError as error:
+                raise _in_our_words(error, path) from error
+        return True
+
+    def oldest_writer(self) -> int | None:
+        """When the oldest writer that is at work began, in nanoseconds by the file system's own clock; None for none."""
+        began = []
+        with contextlib.suppress(FileNotFoundError):
+            for folder in self.staging.iterdir():
+                with contextlib.suppress(OSError), open(folder / "lock", "rb") as file:
+                    if not _lock(file.fileno()):
+                        began.append(os.fstat(file.fileno()).st_mtime_ns)
+        return min(began, default=None)
+
+
+def _lock(fd: int, how: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -115,14 +142,18 @@ def explained(where: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise StoreError(
-            "cannot write to the store",
-            where=where,
-            got=error.strerror or str(error),
-            expected="room and permission",
-            hint="free some space and run the same command again" if full else None,
-        ) from error
+        raise _in_our_words(error, where) from error
+
+
+def _in_our_words(error: OSError, where: object) -> StoreError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return StoreError(
+        "cannot write to the store",
+        where=where,
+        got=error.strerror or str(error),
+        expected="room and permission",
+        hint="free some space and run the same command again" if full else None,
+    )
 
 
 def make_folder(folder: Path) -> None:

@@ -16,6 +16,8 @@ from .places import Places, explained, make_folder
 
 HEADS = "refs/heads/"
 TAGS = "refs/tags/"
+REMOTES = "refs/remotes/"  # then the remote's name and its branch: where that was when last seen
+NAMESPACES = (HEADS, TAGS, REMOTES)
 _BAD = re.compile(r"[\x00-\x20\x7f~^:?*\[\\#\u0080-\u009f\u2028\u2029]|\.\.|@\{|//")
 
 
@@ -103,6 +105,14 @@ class Refs:
             raise RefError("HEAD is damaged", where=self._places.head, got=ascii(text[:80]))
         return ref
 
+    def point_head(self, ref: str) -> None:
+        """Make HEAD name another branch (full name), there or not."""
+        check_ref_name(ref.removeprefix(HEADS))
+        if not ref.startswith(HEADS):
+            raise RefError("HEAD can only name a branch", got=ascii(ref[:80]))
+        with self._places.locked(), explained(self._places.head):
+            self._places.replace(self._places.head, f"ref: {ref}\n".encode())
+
     def update(self, ref: str, new: str | None, *, expect: str | EllipsisType | None = ...) -> None:
         """Move a ref, make it, or (with None) remove it; it lasts once this returns.
 
@@ -129,6 +139,9 @@ class Refs:
                     expected=expect or "no such ref",
                     hint="look at what is new there, then do it again on top of that",
                 )
+            # Under the lock, so that `gc` has not just removed it.
+            if new is not None and not (self._places.objects / new[:2] / new[2:]).is_file():
+                raise RefError("no such commit", where=ref, got=new)
             self._check_room(ref, path)
             with explained(path):
                 if new is None:
@@ -140,11 +153,11 @@ class Refs:
                     self._places.replace(path, f"{new}\n".encode())
 
     def _path(self, ref: str) -> Path:
-        for under in (HEADS, TAGS):
+        for under in NAMESPACES:
             if ref.startswith(under):
                 check_ref_name(ref.removeprefix(under))
                 return self._places.root / ref
-        raise RefError("not a full ref name", got=ascii(ref[:80]), expected="refs/heads/... or refs/tags/...")
+        raise RefError("not a full ref name", got=ascii(ref[:80]), expected=", ".join(f"{n}..." for n in NAMESPACES))
 
     def _check_room(self, ref: str, path: Path) -> None:
         if path.is_dir():

@@ -1,6 +1,7 @@
 """Revisions: how people name commits.
 
 main, v1            a branch or a tag; refs/heads/main, refs/tags/v1 where one name is both
+origin/main         a remote's branch, where it was when last seen
 HEAD                the branch that HEAD names
 1f3a                the start of a commit's id, four digits or more
 main~2, main^       steps back along first parents; main^2 is the second parent
@@ -13,7 +14,7 @@ import re
 from ..errors import CorruptError, RefError
 from .commits import load_commit
 from .objects import Objects
-from .refs import HEADS, TAGS, Refs, check_ref_name
+from .refs import HEADS, NAMESPACES, REMOTES, TAGS, Refs, check_ref_name
 
 _REV = re.compile(r"([^~^]+)((?:[~^]\d{0,6})*)")
 _STEP = re.compile(r"([~^])(\d*)")
@@ -47,10 +48,12 @@ def _named(name: str, objects: Objects, refs: Refs) -> str:
         if commit is None:
             raise RefError("there is no commit yet", where=head, hint="make the first: cofuse commit DIR -m MESSAGE")
         return commit
-    if name.startswith((HEADS, TAGS)):
+    if name.startswith(NAMESPACES):
         found = [c for c in [refs.get(name)] if c is not None]
     else:
         found = [c for c in (refs.get(under + name) for under in (HEADS, TAGS) if _allowed(name)) if c is not None]
+        if not found and _allowed(name):
+            found = [c for c in [refs.get(REMOTES + name)] if c is not None]
     if len(found) > 1:
         raise RefError("a branch and a tag have this name", got=name, hint=f"say {HEADS}{name} or {TAGS}{name}")
     if found:
@@ -65,7 +68,7 @@ def _named(name: str, objects: Objects, refs: Refs) -> str:
             )
     from ..document import nearest
 
-    known = [*refs.all(HEADS), *refs.all(TAGS)]
+    known = [name for under in NAMESPACES for name in refs.all(under)]
     raise RefError("no such revision", got=ascii(name[:80]), hint=nearest(name, known) if known else None)
 
 

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.remembered import Remembered
 from ..errors import CofuseError, StoreError
 from ..progress import SILENT, Progress
 from .adding import Known, add
 from .checkout import write_tree
 from .checkpoint import StoreCheckpoint
+from .collecting import GRACE_DAYS, Collected, collect, refusing_damage
 from .commits import Commit, history, load_commit, put_commit
 from .fsck import Health, check
 from .objects import ID, Objects
+from .packing import Packed, pack
 from .places import FOLDER, FORMAT, Places, explained, make_folder
 from .refs import HEADS, TAGS, Refs, check_ref_name
 from .revs import resolve
+from .sha256 import file_sha256
+from .status import held
 from .trees import load_tree
 from .writing import Writing, writing
 
@@ -146,8 +151,10 @@ class Store:
         ref = self.refs.head() if branch is None else HEADS + check_ref_name(branch)
         tip = self.refs.get(ref)
         after = ([tip] if tip else []) if parents is None else [self.resolve(rev) for rev in parents]
-        with writing(self.objects) as pen:
-            tree_id = self._add(pen, source, after[0] if after else None, threads, progress)
+        with writing(self.objects, threads) as pen:
+            for parent in after:
+                pen.rely_on(parent)
+            tree_id = self._add(pen, source, after, threads, progress)
             commit = put_commit(
                 pen,
                 self.objects,
@@ -159,7 +166,8 @@ class Store:
                 record=record or {},
             )
             pen.sync()
-        self.refs.update(ref, commit.id, expect=tip if expect is ... else expect)
+            # Before this writer is done, because until then `gc` leaves what it wrote and what it relied on.
+            self.refs.update(ref, commit.id, expect=tip if expect is ... else expect)
         return commit
 
     def add(
@@ -181,18 +189,24 @@ class Store:
         Raises:
             StoreError: see `commit`.
         """
-        with writing(self.objects) as pen:
-            tree_id = self._add(pen, source, None if like is None else self.resolve(like), threads, progress)
+        with writing(self.objects, threads) as pen:
+            tree_id = self._add(pen, source, [] if like is None else [self.resolve(like)], threads, progress)
             pen.sync()
         return tree_id
 
     def _add(
-        self, pen: Writing, source: Checkpoint | str | Path, like: str | None, threads: int | None, progress: Progress
+        self,
+        pen: Writing,
+        source: Checkpoint | str | Path,
+        like: Sequence[str],
+        threads: int | None,
+        progress: Progress,
     ) -> str:
-        known = Known()
-        if like is not None:
+        trees = []
+        for commit in like:
             with contextlib.suppress(CofuseError):  # a damaged version must not keep a good one from being stored
-                known = Known.of(self.objects, load_tree(self.objects, load_commit(self.objects, like).tree))
+                trees.append(load_commit(self.objects, commit).tree)
+        known = Known.of(self.objects, trees)
         what = Path(source) if isinstance(source, str | os.PathLike) else source
         return add(pen, what, known, threads=threads, progress=progress)
 
@@ -248,6 +262,7 @@ class Store:
         folder: str | Path,
         *,
         replace: bool = False,
+        memory: Remembered | None = None,
         threads: int | None = None,
         progress: Progress = SILENT,
     ) -> Path:
@@ -255,8 +270,10 @@ class Store:
 
         Args:
             tree_or_rev: a revision or a tree.
-            folder: a new or empty one.
-            replace: take the place of a folder that has files in it, which are lost.
+            folder: a new or empty one; or one that holds a version of this store and nothing else, whose files are used
+                again as far as they are the same.
+            replace: take the place of a folder that has other files in it, which are lost.
+            memory: ids of files that were hashed before, for looking at what the folder holds.
             threads: how many.
             progress: told of every piece.
 
@@ -265,9 +282,39 @@ class Store:
             CorruptError: something stored is damaged; nothing was written.
             CheckpointError: the folder cannot be written.
         """
-        tree = load_tree(self.objects, self.tree(tree_or_rev))
-        write_tree(self.objects, tree, Path(folder), replace=replace, threads=threads, progress=progress)
+        tree_id = self.tree(tree_or_rev)
+        with self.objects.leases.held(tree_id):
+            tree = load_tree(self.objects, tree_id)
+            there = None if replace else held(self.objects, Path(folder), memory, threads=threads, progress=progress)
+            write_tree(
+                self.objects,
+                tree,
+                Path(folder),
+                replace=replace or there is not None,
+                reuse={} if there is None else there.alike(tree),
+                threads=threads,
+                progress=progress,
+            )
         return Path(folder)
+
+    def sha256(self, tree_or_rev: str, path: str) -> str:
+        """The SHA-256 of a file of a version, as 64 hex digits; remembered once it was computed.
+
+        Args:
+            tree_or_rev: a revision or a tree.
+            path: of the file, with `/` between its parts.
+
+        Raises:
+            StoreError: there is no such file in it.
+            CorruptError: something stored is damaged.
+        """
+        tree_id = self.tree(tree_or_rev)
+        with self.objects.leases.held(tree_id):
+            entry = load_tree(self.objects, tree_id).files.get(path)
+            if entry is None:
+                where = f"{self.path}#{tree_or_rev}"
+                raise StoreError("no such file in this version", where=where, got=ascii(path[:80]))
+            return file_sha256(self.objects, entry)
 
     # Refs
 
@@ -308,7 +355,39 @@ class Store:
         """
         self.refs.update(ref, None if rev is None else self.resolve(rev), expect=expect)
 
-    # Health
+    # Upkeep
+
+    def gc(
+        self,
+        *,
+        packing: bool = True,
+        grace_days: float = GRACE_DAYS,
+        roots: Iterable[str] = (),
+        dry_run: bool = False,
+        threads: int | None = None,
+        progress: Progress = SILENT,
+    ) -> tuple[Packed, Collected]:
+        """Remove what nobody needs (`collecting.collect`), and keep what is read most quick to read (`packing.pack`).
+
+        Args:
+            packing: whether anything is to be kept differently, which may take long the first time.
+            grace_days: how long what nothing needs is kept.
+            roots: ids of commits or trees that are kept as if a ref pointed to them.
+            dry_run: only say what would go; nothing is packed.
+            threads: how many.
+            progress: told of what is looked at, packed and removed.
+
+        Raises:
+            CorruptError: the store is damaged; nothing was removed.
+        """
+        with refusing_damage():
+            # First, because it may be called for want of room.
+            done = collect(
+                self.objects, self.refs, grace_days=grace_days, roots=roots, dry_run=dry_run, progress=progress
+            )
+            if not packing or dry_run:
+                return Packed(0, 0), done
+            return pack(self.objects, self.refs, threads=threads, progress=progress), done
 
     def fsck(self, *, threads: int | None = None, progress: Progress = SILENT) -> Health:
         """Read and verify everything that a ref reaches."""

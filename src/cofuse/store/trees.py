@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Header, TensorSpec, content_id_of, parse_header
-from ..checkpoint.disk import INDEX, MAX_SIDE_FILE, SINGLE, _check_all_there
+from blake3 import blake3
+
+from ..checkpoint import Header, TensorSpec, chunks, content_id_of, parse_header
+from ..checkpoint.disk import INDEX, MAX_SIDE_FILE, SINGLE, check_all_there
 from ..checkpoint.header import MAX_HEADER_BYTES
 from ..errors import CorruptError, StoreError
 from .canonical import canonical, parse_canonical
@@ -91,6 +93,12 @@ class Tree:
         except StoreError as error:
             raise CorruptError(error.what, where=where, got=error.got) from None
         return cls(entries, content)
+
+    @property
+    def id(self) -> str:
+        """The id it has, kept or not."""
+        data = self.encode()
+        return Head("tree", len(data)).id(blake3(data[a:b]).digest() for a, b in chunks(len(data)))
 
     @property
     def size(self) -> int:
@@ -175,7 +183,7 @@ def weights_files(files: Mapping[str, Plain | Weights], index: Mapping[str, byte
             if missing:
                 raise StoreError("a shard is missing", where=name, got=f"no {missing[0]}", hint="get the shard again")
             return [p for p in weights if p in listed]
-    _check_all_there([Path(path) for path in weights], Path())
+    check_all_there([Path(path) for path in weights], Path())
     return weights
 
 

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from itertools import count
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
 
 from blake3 import blake3
 
 from ..checkpoint import CHUNK, for_each, sync_folder
 from ..errors import CorruptError, StoreError
-from .codecs import Bytes, smallest
-from .envelope import Envelope, Head, Row, length
+from .choosing import MAX_DEPTH, Against, Piece, best, coded, kept
+from .codecs import SAME, Bytes
+from .draft import Draft
+from .envelope import Envelope, Head, Row
 from .objects import Objects
 from .places import explained
+from .workers import Workers
 
 _SYNCING = 8  # folders at a time
 
 
 @contextlib.contextmanager
-def writing(objects: Objects) -> Iterator[Writing]:
+def writing(objects: Objects, threads: int | None = None) -> Iterator[Writing]:
     """Put objects into a store; what was put lasts from `Writing.sync` on."""
     with objects.places.staged() as folder:
-        yield Writing(objects, folder)
+        pen = Writing(objects, folder, threads)
+        try:
+            yield pen
+        finally:
+            pen.close()
 
 
 class Writing:
@@ -32,11 +40,17 @@ class Writing:
 
     A kill leaves only whole objects under `objects/`: each is written under a temporary name, synced, and only then
     linked to its id. Memory is a few chunks a thread.
+
+    Args:
+        objects: what is written to.
+        folder: the writer's own, for what is unfinished.
+        threads: how many hash and encode the chunks of objects of several; the processor's number when None.
     """
 
-    def __init__(self, objects: Objects, folder: Path) -> None:
+    def __init__(self, objects: Objects, folder: Path, threads: int | None = None) -> None:
         self._objects = objects
         self._folder = folder
+        self._workers = Workers(threads or os.cpu_count() or 1)
         self._numbers = count()
         self._touched: set[Path] = set()
 
@@ -45,57 +59,90 @@ class Writing:
         """The folder of the store that is written to."""
         return self._objects.places.root
 
-    def put(self, head: Head, chunks: Iterable[Bytes], *, like: str | None = None, where: object = None) -> str:
+    def put(
+        self, head: Head, chunks: Iterable[Bytes], *, like: str | Sequence[str] | None = None, where: object = None
+    ) -> str:
         """Keep an object and give its id.
 
         Args:
             head: what it is.
-            chunks: its bytes, in pieces of exactly 4 MiB but for the last.
-            like: an object that it may well equal (the same tensor one commit earlier): as long as their chunks agree,
-                nothing is compressed or written.
+            chunks: its bytes, in pieces of exactly 4 MiB but for the last; a piece that was given is not written to.
+            like: objects that it may well equal or resemble (the same tensor in the parents, the first parent's first):
+                while its chunks are those of the first, nothing is encoded or written; where it takes fewer bytes it is
+                kept as a delta against one of them.
             where: what errors call it.
 
         Raises:
             StoreError: it cannot be written, or `chunks` are not what `head` says.
         """
-        twin = self._twin(like, head)
-        rows: list[Row] = []
-        with _Draft(self._folder / str(next(self._numbers)), head) as draft:
-            for k, chunk in enumerate(chunks):
-                if len(chunk) != min(CHUNK, head.size - k * CHUNK):
-                    raise _uneven(where, f"{k * CHUNK + len(chunk)} bytes", head)
-                digest = blake3(chunk).digest()
-                if head.chunks == 1 and (known := head.id([digest])) in self._objects:
-                    return self._touch(known)
-                if draft.closed and twin is not None and twin[1].rows[k].digest == digest:
-                    rows.append(twin[1].rows[k])
-                    continue
-                if draft.closed and twin is not None:
-                    self._copy(twin[0], len(rows), draft)
-                codec, stored = smallest(chunk, head.width)
-                draft.append(stored)
-                rows.append(Row(digest, codec, len(stored)))
-            if len(rows) != head.chunks:
-                raise _uneven(where, f"{len(rows)} chunks", head)
-            envelope = Envelope.of(head, rows)
-            object_id = envelope.id
-            if object_id not in self._objects:
-                draft.publish(envelope, self._objects.path(object_id))
-            return self._touch(object_id)
+        pieces = _checked(chunks, head, where)
+        if head.chunks == 1:
+            for k, data, _ in pieces:
+                digest = blake3(data).digest()
+                if self.keep(known := head.id([digest])):
+                    return known
+                pieces = chain([(k, data, digest)], pieces)
+                break
+        with self.draft(head) as draft:
+            envelope, shared = self.fill(draft, head, pieces, [like] if isinstance(like, str) else like or ())
+            if not self.keep(envelope.id):
+                draft.publish(envelope, self._objects.path(envelope.id), shared)
+                self.rely_on(envelope.id)  # it may be another writer's
+            return envelope.id
 
-    def put_bytes(self, head: Head, data: bytes) -> str:
+    def draft(self, head: Head) -> Draft:
+        """An object's file under a temporary name."""
+        return Draft(self._folder / str(next(self._numbers)), head)
+
+    def fill(
+        self, draft: Draft, head: Head, pieces: Iterator[Piece], like: Sequence[str], bound: int = MAX_DEPTH
+    ) -> tuple[Envelope, bytes]:
+        """Write an object's chunks into its draft; gives its envelope, and what its chunks share.
+
+        Args:
+            draft: the file.
+            head: what the object is.
+            pieces: its chunks.
+            like: see `put`.
+            bound: deltas that may follow one another.
+        """
+        first = self._against(like, head)
+        rows: list[Row] = []
+        against = first
+        # One after another until the first chunk that is new, so that the choice does not depend on the threads.
+        for k, data, known in pieces if like else ():
+            digest = known or blake3(data).digest()
+            if first is None or not first.has(k, digest):
+                against = self._relied(best(self._objects, like, head, k, data, bound))
+                pieces = chain([(k, data, digest)], pieces)
+                break
+            rows.append(Row.of(digest, SAME, b""))
+        else:
+            if first is not None and first.depth > bound:
+                against = None
+        if first is not None and against is not first and (against is None or against.base != first.base):
+            pieces, rows = chain(first.pieces(len(rows)), pieces), []
+        for row, stored in self._workers.in_order(partial(coded, head, against), pieces):
+            draft.append(stored)
+            rows.append(row)
+        return kept(head, rows, against)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._workers.close()
+
+    def put_bytes(self, head: Head, data: bytes, *, like: str | Sequence[str] | None = None) -> str:
         """`put` of bytes in memory."""
-        return self.put(head, (memoryview(data)[a : a + CHUNK] for a in range(0, len(data), CHUNK)))
+        return self.put(head, (memoryview(data)[a : a + CHUNK] for a in range(0, len(data), CHUNK)), like=like)
 
     def rely_on(self, object_id: str) -> None:
-        """Make an object that is there already last too.
+        """Make an object that is there already last too, with all that it needs: `gc` leaves it.
 
         Raises:
             CorruptError: it is missing.
         """
-        if object_id not in self._objects:
+        if not self.keep(object_id):
             raise CorruptError("object is missing", where=self._objects.places.root, got=object_id)
-        self._touch(object_id)
 
     def sync(self) -> None:
         """Return once all objects put so far would survive a power cut."""
@@ -106,80 +153,37 @@ class Writing:
             for_each(sync_folder, folders, min(_SYNCING, len(folders)))
             sync_folder(self._objects.places.objects)
 
-    def _touch(self, object_id: str) -> str:
-        self._touched.add(self._objects.path(object_id).parent)
-        return object_id
+    def keep(self, object_id: str) -> bool:
+        """Rely on an object as `rely_on` does, if it is there; whether it is."""
+        path = self._objects.path(object_id)
+        there = self._objects.places.touch(path)
+        if there:
+            self._touched.add(path.parent)
+        return there
 
-    def _twin(self, like: str | None, head: Head) -> tuple[str, Envelope] | None:
-        if like is None:
-            return None
-        try:
-            envelope = self._objects.envelope(like)
-        except StoreError:
-            return None  # a damaged guess is no reason not to keep good bytes
-        return (like, envelope) if envelope.head == head else None
+    def _against(self, like: Sequence[str], head: Head) -> Against | None:
+        """The first of the objects that a new one may equal."""
+        with contextlib.suppress(StoreError):  # a damaged guess is no reason not to keep good bytes
+            return self._relied(Against(self._objects, like[0], head)) if like else None
+        return None
 
-    def _copy(self, twin: str, chunks: int, draft: _Draft) -> None:
-        """Take the first chunks, which turned out equal, as the twin keeps them."""
-        with self._objects.opened(twin) as source:
-            for k in range(chunks):
-                source.chunk(k)  # verified, so that damage is not handed on
-                draft.append(source.stored(k))
+    def _relied(self, against: Against | None) -> Against | None:
+        return against if against is not None and self.keep(against.base) else None
 
 
-def _uneven(where: object, got: str, head: Head) -> StoreError:
-    return StoreError(
-        "the source gave another number of bytes than it said",
-        where=where,
-        got=got,
-        expected=f"{head.size} bytes, {head.chunks} chunks",
-        hint="was it changed while it was being read?",
-    )
-
-
-class _Draft:
-    """An object under its temporary name; the file is made when the first byte must be written."""
-
-    def __init__(self, path: Path, head: Head) -> None:
-        self._path = path
-        self._at = length(head)
-        self._fd = -1
-
-    def __enter__(self) -> _Draft:
-        return self
-
-    @property
-    def closed(self) -> bool:
-        return self._fd < 0
-
-    def append(self, stored: bytes) -> None:
-        self._write(stored, self._at)
-        self._at += len(stored)
-
-    def publish(self, envelope: Envelope, path: Path) -> None:
-        """Complete the file, sync it, and link it to its id."""
-        self._write(envelope.encode(), 0)
-        with explained(path):
-            os.fsync(self._fd)
-            with contextlib.suppress(FileExistsError):
-                path.parent.mkdir()
-            try:
-                os.link(self._path, path)
-            except FileExistsError:
-                pass  # another writer was faster, with the same object
-            except OSError:
-                os.rename(self._path, path)  # a file system without hard links
-
-    def _write(self, data: bytes, at: int) -> None:
-        view = memoryview(data)
-        with explained(self._path):
-            if self.closed:
-                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
-            while view:
-                done = os.pwrite(self._fd, view, at)
-                view, at = view[done:], at + done
-
-    def __exit__(self, *_: object) -> None:
-        if not self.closed:
-            os.close(self._fd)
-            self._path.unlink(missing_ok=True)
+def _checked(chunks: Iterable[Bytes], head: Head, where: object) -> Iterator[Piece]:
+    """The chunks, numbered, if they are those that a head says."""
+    count = size = 0
+    for count, chunk in enumerate(chunks, 1):
+        size += len(chunk)
+        if size != min(count * CHUNK, head.size) or count > head.chunks:
+            break
+        yield count - 1, chunk, None
+    if (count, size) != (head.chunks, head.size):
+        raise StoreError(
+            "the source gave another number of bytes than it said",
+            where=where,
+            got=f"{size} bytes or more" if count else "none",
+            expected=f"{head.size} bytes, {head.chunks} chunks",
+            hint="was it changed while it was being read?",
+        )

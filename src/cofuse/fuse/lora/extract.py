@@ -21,11 +21,11 @@ import numpy.typing as npt
 from ...checkpoint import Checkpoint, TensorSpec
 from ...checkpoint.architecture import HEAD
 from ...checkpoint.floats import FLOATS, as_floats, as_stored
-from ...checkpoint.lowrank import Matrix, leading, within
+from ...checkpoint.lowrank import Matrix, factored
+from ...checkpoint.modules import head_of, is_table, is_transposed, named, tied_heads
 from ...errors import FuseError
 from ...progress import SILENT, Progress
 from .extracted import Extracted, Product
-from .names import head_of, is_table, is_transposed, named, tied_heads
 from .settings import FACTORS, RANK, LoraSettings
 
 Array: TypeAlias = npt.NDArray[np.float32]
@@ -179,32 +179,25 @@ def _product(change: Array, weight: str, found: Extracted) -> Product:
     code = settings.dtype or found.tuned.spec(weight).dtype
     if code not in FACTORS:
         code = "F32"
-    limit = settings.max_error
-    part = leading(matrix, most) if limit is None else within(matrix, limit, most)
-    if settings.epsilon > 0:
-        part = part.first(max(1, int((part.s > settings.epsilon).sum())))
-    for _ in range(4):
-        root = np.sqrt(part.s / np.float32(scale))[:, None]
-        a = (root if settings.distribute_scale else root * root) * part.vt
-        b = part.u * root.T if settings.distribute_scale else part.u
-        stored_a, stored_b = as_stored(a, code), as_stored(b, code)
-        a = as_floats(stored_a, code, np.float32).reshape(a.shape)
-        b = as_floats(stored_b, code, np.float32).reshape(b.shape)
-        # What is left, with the factors as they are stored.
-        error = math.sqrt(_square(matrix - np.float32(scale) * (b @ a)) / _square(change))
-        if limit is None or error <= limit or part.rank >= min(most, *matrix.shape) or settings.epsilon > 0:
-            break
-        part = leading(matrix, min(most, part.rank + max(1, part.rank // 8)))  # rounding took the rest
-    shape_a: tuple[int, ...] = a.shape
-    shape_b: tuple[int, ...] = b.shape
+    made = factored(
+        matrix,
+        most,
+        code,
+        error=settings.max_error,
+        scale=scale,
+        even=settings.distribute_scale,
+        epsilon=settings.epsilon,
+    )
+    shape_a: tuple[int, ...] = made.a.shape
+    shape_b: tuple[int, ...] = made.b.shape
     if change.ndim > 2:  # a convolution: A convolves, B mixes channels
-        shape_a = (part.rank, *change.shape[1:])
-        shape_b = (b.shape[0], part.rank, *(1,) * (change.ndim - 2))
+        shape_a = (made.rank, *change.shape[1:])
+        shape_b = (made.b.shape[0], made.rank, *(1,) * (change.ndim - 2))
     return Product(
-        (TensorSpec(code, shape_a), stored_a.tobytes()),
-        (TensorSpec(code, shape_b), stored_b.tobytes()),
-        part.rank,
-        error,
+        (TensorSpec(code, shape_a), as_stored(made.a, code).tobytes()),
+        (TensorSpec(code, shape_b), as_stored(made.b, code).tobytes()),
+        made.rank,
+        made.error,
         embedding,
     )
 
@@ -233,7 +226,3 @@ def _floats(data: bytes | bytearray | memoryview, spec: TensorSpec, checkpoint: 
     if not np.isfinite(values).all():
         raise FuseError("a value is not finite", where=f"{checkpoint.where}: {name}")
     return values.reshape(spec.shape)
-
-
-def _square(values: Array) -> float:
-    return float(np.square(values, dtype=np.float64).sum())

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ...checkpoint import Checkpoint, TensorSpec, build_header, building, write_synced
+from ...checkpoint.modules import head_of, is_transposed, modules_of, short_names, task_of
 from ...checkpoint.writer import refuse_to_replace
 from ..card import CARD, lora_card
 from ..record import RECORD, versions
-from .names import head_of, is_transposed, modules_of, short_names, task_of
 from .settings import LoraSettings, scale_of
 
 Part: TypeAlias = tuple[

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ...checkpoint.modules import fits, named
 from ...errors import FuseError
-from .names import fits, named
 
 FACTORS = ("F32", "F16", "BF16")
 RANK = 16  # when nobody says

@@ -6,14 +6,13 @@ matrix never enters the decomposition, and a float32 matrix keeps what its own r
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
+from ...checkpoint import ONE_BLAS_THREAD
 from .method import Array
 
 # Singular values below this share of the largest one cannot be told from rounding; their vectors are anybody's.
@@ -21,35 +20,9 @@ NOTHING = 1e-6
 CHUNK = 1 << 19  # elements that are float64 at a time
 
 
-class _OneThread:
-    """The sums of a BLAS depend on its number of threads: one, while anybody is inside. Ours work side by side."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._limit: Any = None
-
-    def __enter__(self) -> None:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # not needed by other methods
-
-        with self._lock:
-            if self._inside == 0:
-                self._limit = threadpool_limits(1, user_api="blas")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0 and self._limit is not None:
-                self._limit.restore_original_limits()
-
-
-_one_thread = _OneThread()
-
-
 def one_thread(x: Array) -> AbstractContextManager[None]:
     """The context in which linear algebra gives the same bytes on any number of threads."""
-    return _one_thread if is_numpy_array(x) else nullcontext()
+    return ONE_BLAS_THREAD if is_numpy_array(x) else nullcontext()
 
 
 def is_matrix(shape: tuple[int, ...]) -> bool:

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from ...checkpoint import Checkpoint
-from ...checkpoint.architecture import HEAD, vocabulary_axis
+from .architecture import HEAD, vocabulary_axis
+from .checkpoint import Checkpoint
 
 # Tables with a row for each token or position; no module's input is multiplied by them.
 _EMBEDDING = re.compile(

@@ -1,0 +1,1 @@
+"""Checkpoints in a git repository: git keeps a small manifest, the store beside it keeps the tensors."""

@@ -1,0 +1,173 @@
+"""Real places for remotes: a folder, and a bucket on a Swift server of the tests' own."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import obstore
+from obstore.store import S3Store
+
+from cofuse.checkpoint import TensorSpec, build_header
+from cofuse.store import Store
+from cofuse.store.remotes import Account, Named, Remote, clone, open_remote
+
+USER, KEY = "test:tester", "testing"
+
+
+class Swift:
+    """A server that can be stopped, and started again with what it has."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        script = Path(__file__).with_name("swift_server.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), str(self.folder), str(self.port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def account(self, patience: float = 20.0) -> Account:
+        return Account(endpoint=self.endpoint, key=USER, secret=KEY, patience=patience)
+
+    def client(self, bucket: str, prefix: str = "") -> S3Store:
+        """A client that knows nothing of ours."""
+        return S3Store(
+            bucket,
+            prefix=prefix or None,
+            endpoint=self.endpoint,
+            region="us-east-1",
+            access_key_id=USER,
+            secret_access_key=KEY,
+            virtual_hosted_style_request=False,
+            client_options={"allow_http": True},
+        )
+
+    def make_bucket(self, name: str) -> None:
+        url = obstore.sign(self.client(name), "PUT", "", timedelta(minutes=1))
+        with urllib.request.urlopen(urllib.request.Request(url, method="PUT")):
+            pass
+
+
+@dataclass
+class Place:
+    """Somewhere a remote can be, and its insides: what is under which name there, past all of our code."""
+
+    address: str
+    server: Swift | None = None
+    client: S3Store | None = field(default=None, repr=False)
+
+    def remote(self, patience: float = 20.0) -> Remote:
+        return open_remote(self.address, self.server.account(patience) if self.server else None)
+
+    @property
+    def named(self) -> Named:
+        return Named(self.address, {"endpoint": self.server.endpoint} if self.server else {})
+
+    def clone(self, folder: Path) -> Store:
+        return clone(self.remote(), folder, self.named)
+
+    @property
+    def _root(self) -> Path:
+        return Path(self.address) / ".cofuse"
+
+    def files(self) -> dict[str, object]:
+        """What is there, and something that changes when it is written again."""
+        if self.client is not None:
+            return {e["path"]: (e["e_tag"], e["last_modified"]) for page in obstore.list(self.client) for e in page}
+        return {
+            str(path.relative_to(self._root)): (path.stat().st_ino, path.stat().st_size)
+            for path in self._root.rglob("*")
+            if path.is_file()
+        }
+
+    def objects(self) -> dict[str, object]:
+        return {name: what for name, what in self.files().items() if name.startswith("objects/")}
+
+    def get(self, name: str) -> bytes:
+        if self.client is not None:
+            return bytes(obstore.get(self.client, name).bytes())
+        return (self._root / name).read_bytes()
+
+    def put(self, name: str, data: bytes) -> None:
+        if self.client is not None:
+            obstore.put(self.client, name, data)
+            return
+        path = self._root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_bytes(data)
+
+    def delete(self, name: str) -> None:
+        if self.client is not None:
+            obstore.delete(self.client, name)
+        else:
+            (self._root / name).unlink()
+
+    def point(self, ref: str, commit: str) -> None:
+        """Make a ref behind everybody's back."""
+        if self.client is not None:
+            self.put(f"{ref}/.{1:010}", f"{commit}\n".encode())
+        else:
+            self.put(ref, f"{commit}\n".encode())
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether all that its refs reach is there and whole."""
+        if self.client is None:
+            return Store.open(self.address).fsck().ok
+        return not self.remote().refs() or self.clone(folder).fsck().ok
+
+
+def key(object_id: str) -> str:
+    return f"objects/{object_id[:2]}/{object_id[2:]}"
+
+
+def bucket(server: Swift, name: str, prefix: str = "") -> Place:
+    server.make_bucket(name)
+    address = f"s3://{name}" + (f"/{prefix}" if prefix else "")
+    return Place(address, server, server.client(name, prefix))
+
+
+def noise(folder: Path, tensors: dict[str, int], seed: int = 0) -> Path:
+    """A folder whose tensors have so many bytes, which cannot be compressed."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    header = build_header({name: TensorSpec("U8", (size,)) for name, size in tensors.items()}, {})
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(header.raw)
+        for name in header.entries:
+            file.write(random.Random(f"{seed} {name}").randbytes(tensors[name]))
+    return folder
+
+
+def until(true, seconds: float = 20.0) -> Iterator[None]:  # type: ignore[no-untyped-def]
+    """Wait until something is so; the loop's body is what is done meanwhile."""
+    give_up = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < give_up, "it did not come to be so"
+        yield
+        time.sleep(0.002)
