@@ -40,7 +40,9 @@ def install(
     """Set up the git repository here; again does no harm."""
     repository = Repository.here(reach)
     if remote is not None:
-        run_git("config", "--local", "cofuse.remote", remote)
+        from ..store.remotes.opening import absolute
+
+        run_git("config", "--local", "cofuse.remote", absolute(remote))
     for line in installing.install(repository, _command()):
         print(line)
     waiting = installing.unfilled(repository)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ ROOT = "base_model.model."  # PEFT's prefix of every key
 @dataclass(frozen=True)
 class FromAdapter(Way):
     """The factors of an adapter, bit for bit; what it changes otherwise (DoRA, IA3, whole modules) exactly."""
+
+    finite: ClassVar[bool] = True
 
     adapter: Adapter
 

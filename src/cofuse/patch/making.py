@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from blake3 import blake3
@@ -26,7 +26,13 @@ from .writing import Draft
 
 
 class Way:
-    """How much of a change a patch keeps, and in which form: all of it, bit for bit. Others override this."""
+    """How much of a change a patch keeps, and in which form: all of it, bit for bit. Others override this.
+
+    Attributes:
+        finite: whether a value that is not finite is refused, because the way ranks or multiplies values.
+    """
+
+    finite: ClassVar[bool] = False
 
     def says(self) -> str:
         """The way in words."""
@@ -215,8 +221,12 @@ class _Making:
         dtype = self.specs[name].dtype
         found = sums(before, after, result, dtype)
         self.measured.add(name, number, found)
-        approximate = type(self.way) is not Way
-        if approximate and before is not None and dtype in FLOATS and not np.isfinite([found.norm, found.left]).all():
+        if (
+            self.way.finite
+            and before is not None
+            and dtype in FLOATS
+            and not np.isfinite([found.norm, found.left]).all()
+        ):
             raise PatchError(
                 "a value is not finite",
                 where=f"{self.pair.tuned.where}: {name}",

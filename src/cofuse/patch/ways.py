@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class Sparse(Way):
         globs: of `names`.
         per_tensor: whether the share is of each tensor instead of all.
     """
+
+    finite: ClassVar[bool] = True
 
     share: float = 0.005
     by: str = "magnitude"
@@ -89,6 +91,8 @@ class LowRank(Way):
         rank: of each product, at most.
         error: the least rank that leaves at most this share of each tensor's change: relative Frobenius norm.
     """
+
+    finite: ClassVar[bool] = True
 
     rank: int | None = None
     error: float | None = None

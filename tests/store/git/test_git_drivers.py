@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import Git  # type: ignore[attr-defined]
+from git_repositories import Git
 
 from cofuse.checkpoint import build_header
 from cofuse.store.git.manifest import MAX_MANIFEST

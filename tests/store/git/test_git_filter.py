@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Git  # type: ignore[attr-defined]
+from git_repositories import Git
 from odd_folders import ODD, handwritten, noise, write_weights
 
 from cofuse.checkpoint import TensorSpec
@@ -190,7 +190,7 @@ def test_what_cannot_be_read_is_refused_and_git_goes_on(git: Git, harm: str, tmp
 
 
 def git_command(*arguments: str) -> list[str]:
-    from conftest import COFUSE
+    from git_repositories import COFUSE
 
     return [*COFUSE, *arguments]
 

@@ -40,7 +40,7 @@ def changed(data: Bytes, base: Bytes, width: int) -> float:
     import numpy as np
 
     differs = elements(data, width) != elements(base, width)
-    return int(np.count_nonzero(differs)) / differs.size
+    return int(np.count_nonzero(differs)) / int(differs.size)
 
 
 def as_bytes(values: Any) -> memoryview:

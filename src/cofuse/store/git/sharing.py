@@ -14,6 +14,7 @@ from ...progress import SILENT, Progress
 from ..canonical import canonical
 from ..commits import put_commit
 from ..envelope import Head
+from ..receiving import Receiving
 from ..trees import load_tree
 from ..writing import Writing, writing
 from . import roots
@@ -22,7 +23,6 @@ from .repository import Repository, run_git
 
 BRANCH = "refs/heads/git/"
 _THREADS = 8
-_MEND = "remove the store's folder, and get all of it again: cofuse git pull"
 _ASK = "say where to fetch it from: git config cofuse.remote FOLDER_OR_BUCKET"
 
 
@@ -58,13 +58,13 @@ def ensure(repository: Repository, manifests: Iterable[Manifest], progress: Prog
             raise CorruptError(
                 "the remote does not have this version whole", where=remote.name, got=error.line, hint=hint
             ) from None
+        trees = {manifest.tree: load_tree(store.objects, manifest.tree) for manifest in wanted}
+        # Of a tree that was here with a part missing, nothing has been asked for yet.
+        lost = [part for tree in trees.values() for part in tree.objects() if part not in store.objects]
+        Receiving(store.objects, pen, folder, remote).receive(lost, threads=_THREADS)
         pen.sync()
-        for manifest in wanted:
-            if not _whole(repository, manifest.tree):
-                raise CorruptError(
-                    "a part of this version is missing here", where=store.path, got=f"tree {manifest.tree}", hint=_MEND
-                )
-            roots.keep(store.objects.places, manifest.tree, load_tree(store.objects, manifest.tree))
+        for tree_id, tree in trees.items():
+            roots.keep(store.objects.places, tree_id, tree)
 
 
 def share(repository: Repository, manifests: Sequence[Manifest], progress: Progress = SILENT) -> None:
