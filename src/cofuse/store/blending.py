@@ -115,7 +115,9 @@ class Merged:
                     yield chunk
                     bar.advance(len(chunk))
 
-            ids[group][name] = writing.put(Head.tensor(fused.spec(name)), counted(), where=name)
+            # Kept beside what it was fused from, where that takes fewer bytes.
+            like = [part.tensor_ids()[name] for part in getattr(fused, "checkpoints", ()) if isinstance(part, Excerpt)]
+            ids[group][name] = writing.put(Head.tensor(fused.spec(name)), counted(), like=like, where=name)
 
         for_each(put, jobs, threads)
         tree = self._tree(ids, lambda raw: writing.put_bytes(Head("file", len(raw)), raw))
