@@ -227,11 +227,11 @@ class _Places:
         with self._writing:
             _write_at(fd, data, header.data_start + header.entries[name].start + start)
             self._unflushed[fd] += len(data)
-            if self._durable and self._unflushed[fd] >= FLUSH_BYTES:
-                if self._flushing is None or self._flushing.done():
-                    self._unflushed[fd] = 0
-                    self._flushed()
-                    self._flushing = self._flusher.submit(os.fdatasync, fd)
+            free = self._flushing is None or self._flushing.done()
+            if self._durable and free and self._unflushed[fd] >= FLUSH_BYTES:
+                self._unflushed[fd] = 0
+                self._flushed()
+                self._flushing = self._flusher.submit(os.fdatasync, fd)
 
     def sync(self) -> None:
         self._flushed()
