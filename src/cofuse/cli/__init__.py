@@ -12,10 +12,10 @@ _OWN_THREADS = {"fuse", "replay", "merge", "cherry-pick", "revert"}
 def main() -> None:
     """Run the command line."""
     if sys.argv[1:2] == ["git"]:
-        from .plumbing import VERBS, run
+        from .plumbing import PASSED, VERBS, run
 
         # What git calls has no help to show, and is called for every `git add`: it does not wait for what draws helps.
-        if (verb := "".join(sys.argv[2:3])) in VERBS:
+        if (verb := "".join(sys.argv[2:3])) in (*VERBS, *PASSED):
             run(verb, sys.argv[3:])
             return
     if sys.argv[1:2] and sys.argv[1] in _OWN_THREADS:

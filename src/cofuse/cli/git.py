@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 from ..store.collecting import GRACE_DAYS
 from ..store.git import installing, roots, sharing
 from ..store.git.repository import Repository, run_git
-from .plumbing import reach
+from .plumbing import pass_on, reach
 from .progress import shown
 
 app = typer.Typer(
@@ -123,23 +122,17 @@ def gc(
 
 def diff(context: typer.Context) -> None:
     """`git diff`, faster: git is not made to write out the weights for it."""
-    _git("diff", "--ext-diff", *context.args)
+    pass_on("diff", context.args)
 
 
 def log(context: typer.Context) -> None:
     """`git log`; with -p, what changed in which tensor."""
-    _git("log", "--ext-diff", *context.args)
+    pass_on("log", context.args)
 
 
 def show(context: typer.Context) -> None:
     """`git show` of commits, with what changed in which tensor."""
-    _git("show", "--ext-diff", *context.args)
-
-
-def _git(*arguments: str) -> None:
-    done = subprocess.run(["git", "-c", "cofuse.smudge=false", *arguments], check=False)  # noqa: S603, S607
-    if done.returncode:
-        raise typer.Exit(done.returncode)
+    pass_on("show", context.args)
 
 
 def _command() -> list[str]:

@@ -1,4 +1,4 @@
-"""What git calls: filters, drivers and hooks. No typer and no rich here, which take longer to load than a file to add."""
+"""What git calls: filters, drivers and hooks. No typer and no rich here: they take longer to load than a file to add."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import CofuseError, StoreError
-from ..store.git.filter import Filter, serve
-from ..store.git.pktline import Packets
-from ..store.git.repository import Repository
 
 if TYPE_CHECKING:
+    from ..store.git.filter import Filter
+    from ..store.git.repository import Repository
     from ..store.remotes import Remote
 
 _IN, _OUT = 0, 1
@@ -25,18 +24,20 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of GNU's mallopt
 
 def filter_process() -> None:
     """Clean and smudge for as long as a git command runs."""
-    _keep_memory()
-    serve(Packets(_IN, _OUT), lambda: Filter(Repository.here(reach)))
+    from ..store.git.filter import serve
+    from ..store.git.pktline import Packets
+
+    serve(Packets(_IN, _OUT), _filter)
 
 
 def clean(path: str) -> None:
     """A file on standard input becomes its manifest."""
-    _print(Filter(Repository.here(reach)).clean(path, _readinto))
+    _print(_filter().clean(path, _readinto))
 
 
 def smudge(path: str) -> None:
     """A manifest on standard input becomes its file."""
-    _print(Filter(Repository.here(reach)).smudge(path, _readinto))
+    _print(_filter().smudge(path, _readinto))
 
 
 def diff_driver(path: str, *rest: str) -> None:
@@ -47,7 +48,7 @@ def diff_driver(path: str, *rest: str) -> None:
     if len(rest) < 6:
         print("  unmerged")
         return
-    versions = drivers.Versions(Repository.here(reach), _threads())
+    versions = drivers.Versions(_repository(), _threads())
     before, after = versions.of(rest[0], rest[1], path), versions.of(rest[3], rest[4], path)
     for line in drivers.diff(before, after, _threads()):
         print(line)
@@ -57,7 +58,7 @@ def textconv(file: str) -> None:
     """A line a tensor."""
     from ..store.git import drivers
 
-    versions = drivers.Versions(Repository.here(reach), _threads())
+    versions = drivers.Versions(_repository(), _threads())
     for line in versions.listed(versions.of(file, "", file)):
         print(line)
 
@@ -68,7 +69,7 @@ def merge_driver(base: str, ours: str, theirs: str, path: str) -> int:
 
     raw = tuple(Path(file).read_bytes() for file in (base, ours, theirs))
     try:
-        result, said = drivers.merge(Repository.here(reach), (raw[0], raw[1], raw[2]), path, _threads())
+        result, said = drivers.merge(_repository(), (raw[0], raw[1], raw[2]), path, _threads())
     except CofuseError as error:
         # Git takes 1 for a conflict, and leaves ours in the working folder.
         print(f"cofuse: {path}: {error}", file=sys.stderr)
@@ -90,7 +91,7 @@ def pre_push(remote: str, address: str = "") -> None:
             revisions.append(local)
     if not revisions:
         return
-    repository = Repository.here(reach)
+    repository = _repository()
     manifests = sharing.named(*revisions, "--not", f"--remotes={remote}")
     if manifests and repository.config("cofuse.remote") is None:
         print(
@@ -121,6 +122,12 @@ def reach(address: str, endpoint: str | None, region: str | None) -> Remote:
     )
 
 
+def pass_on(verb: str, arguments: Sequence[str]) -> NoReturn:
+    """Become git, which takes manifests for files: that is all that the diff driver wants to see."""
+    os.execvp("git", ["git", "-c", "cofuse.smudge=false", verb, "--ext-diff", *arguments])  # noqa: S606, S607
+
+
+PASSED = ("diff", "log", "show")  # git's own verbs
 VERBS: dict[str, tuple[Callable[..., int | None], int]] = {  # verb -> what it does, the least number of arguments
     "filter-process": (filter_process, 0),
     "clean": (clean, 1),
@@ -135,6 +142,9 @@ VERBS: dict[str, tuple[Callable[..., int | None], int]] = {  # verb -> what it d
 def run(verb: str, arguments: Sequence[str]) -> None:
     """Do one verb; git is told by the exit status."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # git has stopped: so do we
+    if verb in PASSED:
+        pass_on(verb, arguments)
+    _keep_memory()
     work, count = VERBS[verb]
     try:
         if len(arguments) < count:
@@ -151,6 +161,18 @@ def run(verb: str, arguments: Sequence[str]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _repository() -> Repository:
+    from ..store.git.repository import Repository
+
+    return Repository.here(reach)
+
+
+def _filter() -> Filter:
+    from ..store.git.filter import Filter
+
+    return Filter(_repository())
 
 
 def _keep_memory() -> None:
