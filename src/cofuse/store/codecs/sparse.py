@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from ...checkpoint.frames import stated
 from . import ordered, planes
 from .codec import NOTHING, Beside, Bytes
 
@@ -24,14 +25,10 @@ def encode(data: Bytes, width: int, beside: Beside = NOTHING) -> bytes:
 def decode(stored: bytes, size: int, width: int, beside: Beside = NOTHING) -> memoryview:
     """The base, with the differences added at their places."""
     import numpy as np
-    import zstandard
 
     view = memoryview(stored)
     values_at = 4 + int.from_bytes(view[:4], "little")
-    try:
-        count = zstandard.get_frame_parameters(view[4:values_at]).content_size // GAP
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from None
+    count = stated(view[4:values_at]) // GAP
     if count > size // width:
         raise ValueError(f"{count} changes of {size // width} elements")
     where = np.cumsum(planes.unpack(view[4:values_at], count, GAP).astype(np.int64) + 1) - 1
