@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from dying import DYING
 from odd_folders import digests, write_weights
 
 from cofuse.checkpoint import Memory, TensorSpec, content_id
@@ -341,23 +342,14 @@ def test_writers_and_collectors_side_by_side(store: Store) -> None:
 
 # Kills and damage
 
-EVERY_STEP = """
-import os, signal, sys
+EVERY_STEP = (
+    DYING
+    + """
 from cofuse.store import Store
 STEPS = ("unlink", "stat", "replace", "mkdir", "fsync")
 
 def collect_killed_at(step):
-    left = step
-    def counted(real):
-        def call(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **kwargs)
-        return call
-    for name in STEPS:
-        setattr(os, name, counted(getattr(os, name)))
+    die_at(step, STEPS)
     Store.open(sys.argv[1]).gc()
     os._exit(0)
 
@@ -381,6 +373,7 @@ while True:
     step += 1
 print(step)
 """
+)
 
 
 def test_killed_at_every_step_gc_leaves_everything_with_all_it_needs(store: Store, lost: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dying import DYING
 from hypothesis import given
 from hypothesis import strategies as st
 from odd_folders import digests
@@ -155,25 +156,16 @@ def test_rewriting_in_any_order_keeps_everything_readable(store: Store, seed: in
     assert everything(store) == before
 
 
-EVERY_STEP = """
-import os, signal, sys
+EVERY_STEP = (
+    DYING
+    + """
 from pathlib import Path
 from cofuse.store import Store
 from cofuse.store.packing import pack
 STEPS = ("fsync", "rename", "pwrite", "mkdir", "unlink")
 
 def packed_killed_at(step):
-    left = step
-    def counted(real):
-        def call(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **kwargs)
-        return call
-    for name in STEPS:
-        setattr(os, name, counted(getattr(os, name)))
+    die_at(step, STEPS)
     store = Store.open(sys.argv[1])
     pack(store.objects, store.refs, threads=1)
     os._exit(0)
@@ -196,6 +188,7 @@ while True:
     step += 1
 print(step)
 """
+)
 
 
 def test_killed_at_every_step_packing_leaves_everything_readable_and_ends(store: Store, tmp_path: Path) -> None:

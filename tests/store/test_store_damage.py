@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dying import DYING
 from odd_folders import digests, write_weights
 
 from cofuse.checkpoint import Memory, TensorSpec
@@ -136,8 +137,9 @@ def crowd(folder: Path, seed: int) -> None:
 
 
 # Forks a child for every step on which a commit may be killed, and kills it just before that step.
-EVERY_STEP = """
-import os, signal, sys
+EVERY_STEP = (
+    DYING
+    + """
 from pathlib import Path
 from cofuse.store import Store
 
@@ -145,17 +147,7 @@ home, folder = Path(sys.argv[1]), Path(sys.argv[2])
 STEPS = ("fsync", "link", "replace", "pwrite", "mkdir", "unlink")
 
 def commit_killed_at(step):
-    left = step
-    def counted(real):
-        def call(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **kwargs)
-        return call
-    for name in STEPS:
-        setattr(os, name, counted(getattr(os, name)))
+    die_at(step, STEPS)
     Store.open(home).commit(folder, message="killed", threads=1)
     os._exit(0)
 
@@ -187,6 +179,7 @@ while True:
 assert store.fsck().ok
 print(kills)
 """
+)
 
 
 def test_killed_at_every_step_a_commit_leaves_the_last_one_whole(store: Store, tmp_path: Path) -> None:

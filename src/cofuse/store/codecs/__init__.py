@@ -56,8 +56,7 @@ def probed(data: Bytes, width: int, beside: Beside) -> float:
     >>> probed(bytes(1000), 4, Beside(bytes(1000)))
     0.0
     """
-    at = max(0, (len(data) - SAMPLE) // 2) // width * width
-    part, base = memoryview(data)[at : at + SAMPLE], memoryview(beside.data)[at : at + SAMPLE]
+    part, base = _sample(data, width), _sample(beside.data, width)
     return len(smallest(part, width, Beside(base))[1]) / max(1, len(part))
 
 
@@ -76,9 +75,14 @@ def _worth_trying(data: Bytes, width: int, beside: Beside | None) -> list[int]:
         return [whole, PREFIX]
     if len(data) <= SAMPLE:
         return [whole, ORDERED]
-    at = (len(data) - SAMPLE) // 2 // width * width
-    part, base = data[at : at + SAMPLE], memoryview(beside.data)[at : at + SAMPLE]
+    part, base = _sample(data, width), _sample(beside.data, width)
     return [min((whole, ORDERED), key=lambda n: len(CODECS[n].encode(part, width, Beside(base))))]
+
+
+def _sample(data: Bytes, width: int) -> memoryview:
+    """Whole elements from the middle."""
+    at = max(0, (len(data) - SAMPLE) // 2) // width * width
+    return memoryview(data)[at : at + SAMPLE]
 
 
 def _length(made: tuple[int, bytes]) -> int:
