@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import cache
 from typing import Any, TypeVar
 
 J = TypeVar("J")
@@ -20,12 +21,9 @@ class _OneThread:
         self._limit: Any = None
 
     def __enter__(self) -> None:
-        import numpy  # noqa: F401 - a BLAS that is loaded later is not limited
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # needed by few
-
         with self._lock:
             if self._inside == 0:
-                self._limit = threadpool_limits(1, user_api="blas")
+                self._limit = _blas().limit(limits=1, user_api="blas")
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -33,6 +31,15 @@ class _OneThread:
             self._inside -= 1
             if self._inside == 0 and self._limit is not None:
                 self._limit.restore_original_limits()
+
+
+@cache
+def _blas() -> Any:
+    """What sets the threads of numpy's BLAS. Finding it goes over all libraries of the process, so it is found once."""
+    import numpy  # noqa: F401 - a BLAS that is loaded later is not found
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # needed by few
+
+    return ThreadpoolController()
 
 
 ONE_BLAS_THREAD = _OneThread()

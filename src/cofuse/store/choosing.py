@@ -36,6 +36,7 @@ class Against:
         self._objects = objects
         self._head = head
         self._envelope = objects.envelope(base, head.kind)
+        self._first: tuple[int, Bytes] | None = None
 
     @property
     def depth(self) -> int:
@@ -59,13 +60,25 @@ class Against:
 
     def beside(self, k: int, size: int) -> Beside:
         """What chunk `k`, of so many bytes, is kept beside."""
+        first = self._first
+        if first is not None and first[0] == k:
+            self._first = None
+            return Beside(first[1], k * CHUNK, self.shared, self._head.spec)
         with self._objects.opened(self.base, self._head.kind, level=1) as found:
-            return Beside(fitted(found, k, size), k * CHUNK, self.shared, self._head.spec)
+            return Beside(fitted(found, k, size, found.chunk), k * CHUNK, self.shared, self._head.spec)
+
+    def probe(self, k: int, data: Bytes) -> float:
+        """About how many bytes chunk `k` takes beside the base, over how many it has."""
+        beside = self.beside(k, len(data))
+        self._first = k, beside.data  # it will be wanted again, by whoever keeps the chunk
+        return probed(data, self._head.width, beside)
 
     def look(self, k: int, data: Bytes) -> None:
         """See from one chunk whether the whole change is of low rank."""
         if self._head.width > 1:
-            self.shared = lowrank.shared(data, self._head.width, self.beside(k, len(data)))
+            beside = self.beside(k, len(data))
+            self.shared = lowrank.shared(data, self._head.width, beside)
+            self._first = k, beside.data
 
 
 def best(objects: Objects, candidates: Sequence[str], head: Head, k: int, data: Bytes, bound: int) -> Against | None:
@@ -80,7 +93,7 @@ def best(objects: Objects, candidates: Sequence[str], head: Head, k: int, data: 
             if against.depth > bound:
                 against = Against(objects, objects.bases(candidate)[-1], head)
             if against.fits and against.base not in found:
-                found[against.base] = probed(data, head.width, against.beside(k, len(data))), against
+                found[against.base] = against.probe(k, data), against
         except StoreError:
             continue  # a damaged guess is no reason not to keep good bytes
     if not found:

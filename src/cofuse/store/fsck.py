@@ -129,7 +129,7 @@ class _Check:
             try:
                 with self.objects.opened(object_id) as found:
                     for k in range(found.envelope.head.chunks):
-                        found.chunk(k)
+                        found.chunk(k, every_bit=True)
                     found.shared()
             except CofuseError as error:
                 self.failed.setdefault(object_id, error.line)

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,54 +52,75 @@ class Opened:
             raise CorruptError("what the chunks of a delta share is damaged", where=self.path)
         return data
 
-    def chunk(self, k: int) -> Bytes:
-        """The bytes of chunk `k`.
+    def chunk(self, k: int, *, every_bit: bool = False) -> Bytes:
+        """The bytes of chunk `k`, verified by their digest.
+
+        Args:
+            k: its number.
+            every_bit: verify too how it is kept: a frame has bits that mean nothing.
 
         Raises:
             CorruptError: they do not give their digest, or what they are a delta against cannot be read.
         """
+        return self._twice(lambda found: found._verified(k, every_bit))
+
+    def decoded(self, k: int) -> Bytes:
+        """The bytes of chunk `k`, not verified: for what is a delta against them, whose own digest tells."""
+        return self._twice(lambda found: found._decoded(k))
+
+    def _twice(self, read: Callable[[Opened], Bytes]) -> Bytes:
         try:
-            return self._chunk(k)
+            return read(self)
         except CorruptError:
             if not self._replaced():
                 raise
         # It has been kept differently meanwhile, and what it was a delta against may be gone.
         with self.objects.opened(self.id, level=self.level) as again:
-            return again._chunk(k)
+            return read(again)
 
-    def beside(self, k: int) -> Beside:
-        """What chunk `k` is a delta against.
+    def _verified(self, k: int, every_bit: bool) -> Bytes:
+        row, where = self.envelope.rows[k], f"{self.path}: chunk {k}"
+        if every_bit and check_of(row.codec, self.stored(k)) != row.check:
+            raise CorruptError("a chunk is damaged", where=where, got="what is kept is not what was written")
+        data = self._decoded(k)
+        got = blake3(data)
+        if got.digest() != row.digest:
+            self._blame(k)
+            raise CorruptError("a chunk is damaged", where=where, got=got.hexdigest(), expected=row.digest.hex())
+        return data
 
-        Raises:
-            CorruptError: it is missing, damaged, of another kind, or at the end of too long a chain.
-        """
-        base, size = self.envelope.base, self.envelope.chunk_bytes(k)
-        if base is None:
-            return NOTHING
-        if self.level >= MAX_CHAIN:
-            raise CorruptError("a chain of deltas is too long, or a circle", where=self.path, expected=MAX_CHAIN)
-        with self.objects.opened(base, self.envelope.head.kind, level=self.level + 1) as found:
-            return Beside(fitted(found, k, size), k * CHUNK, self.shared(), self.envelope.head.spec)
-
-    def _chunk(self, k: int) -> Bytes:
-        row, codec = self.envelope.rows[k], CODECS[self.envelope.rows[k].codec]
-        beside = self.beside(k) if codec.delta else NOTHING
-        size, width = self.envelope.chunk_bytes(k), self.envelope.head.width
+    def _decoded(self, k: int) -> Bytes:
+        codec, size, width = CODECS[self.envelope.rows[k].codec], self.envelope.chunk_bytes(k), self.envelope.head.width
+        beside = self._beside(k) if codec.delta else NOTHING
         try:
             if codec.elements and size % width:
                 raise ValueError(f"{codec.name} of a part of an element")
-            stored = self.stored(k)
-            if check_of(row.codec, stored) != row.check:
-                raise ValueError("what is kept is not what was written")
-            data = codec.decode(stored, size, width, beside)
+            return codec.decode(self.stored(k), size, width, beside)
         except ValueError as error:
+            if codec.delta:
+                self._blame(k)
             raise CorruptError("a chunk is damaged", where=f"{self.path}: chunk {k}", got=error) from None
-        got = blake3(data)
-        if got.digest() != row.digest:
-            raise CorruptError(
-                "a chunk is damaged", where=f"{self.path}: chunk {k}", got=got.hexdigest(), expected=row.digest.hex()
-            )
-        return data
+
+    def _beside(self, k: int) -> Beside:
+        with self._base() as found:
+            data = fitted(found, k, self.envelope.chunk_bytes(k), found.decoded)
+            return Beside(data, k * CHUNK, self.shared(), self.envelope.head.spec)
+
+    def _blame(self, k: int) -> None:
+        """Raise what is wrong with the base's chunk, if it is the base's fault."""
+        if CODECS[self.envelope.rows[k].codec].delta:
+            with self._base() as found:
+                fitted(found, k, self.envelope.chunk_bytes(k), found.chunk)
+
+    @contextlib.contextmanager
+    def _base(self) -> Iterator[Opened]:
+        base = self.envelope.base
+        if base is None:
+            raise CorruptError("a delta without a base", where=self.path)
+        if self.level >= MAX_CHAIN:
+            raise CorruptError("a chain of deltas is too long, or a circle", where=self.path, expected=MAX_CHAIN)
+        with self.objects.opened(base, self.envelope.head.kind, level=self.level + 1) as found:
+            yield found
 
     def _pread(self, size: int, at: int, what: str) -> bytes:
         try:
@@ -114,9 +135,9 @@ class Opened:
             return False
 
 
-def fitted(base: Opened, k: int, size: int) -> Bytes:
+def fitted(base: Opened, k: int, size: int, read: Callable[[int], Bytes]) -> Bytes:
     """Chunk `k` of a base, cut or filled with zeros to `size` bytes, so that a resized vocabulary still gains."""
-    data = base.chunk(k) if k < base.envelope.head.chunks else b""
+    data = read(k) if k < base.envelope.head.chunks else b""
     if len(data) == size:
         return data
     return memoryview(data)[:size] if len(data) > size else bytes(data) + bytes(size - len(data))

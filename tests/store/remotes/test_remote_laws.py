@@ -120,6 +120,8 @@ def test_a_clone_is_on_the_remotes_branch_or_the_one_named(
         place.clone(tmp_path / "b")
     with pytest.raises(RefError, match="no such branch"):
         clone(place.remote(), tmp_path / "c", place.named, branch="c")
+    Store.init(tmp_path / "d")  # as far as a clone gets that is killed at once
+    assert place.clone(tmp_path / "d").branches() == {"trunk": commit.id}
 
 
 def test_what_is_no_store_is_said_to_be_none(store: Store, place: Place, tmp_path: Path) -> None:

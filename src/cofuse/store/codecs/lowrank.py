@@ -24,6 +24,7 @@ MAX_RANK = 64
 GLANCE, LOOK = 128, 256  # rows and columns of the parts that are looked at first, and then
 STEEP = 4.0  # times the median: a singular value that is no noise
 LEFT = 0.05  # of the change's energy may be left by the rank
+WEIGHED = 1 << 17  # bytes on which that is found out
 GAIN = 0.7  # of the bytes it would take otherwise: worth the time that reading takes
 _BLOCK = 1 << 15  # elements computed at a time, so that they stay in the cache
 _INNER = (ordered, sparse)
@@ -96,15 +97,26 @@ def shared(data: Bytes, width: int, beside: Beside) -> bytes:
             if not _may_be_low(_part(delta, GLANCE)):
                 return b""
             with ONE_BLAS_THREAD:
-                rank = _cliff(np.linalg.svd(_part(delta, LOOK), compute_uv=False))
+                part = _part(delta, LOOK)
+                rank = _cliff(np.linalg.eigvalsh(part @ part.T)[::-1])
                 if not 0 < rank <= MAX_RANK or columns < 4 * rank or 4 * rank * columns > CHUNK:
                     return b""
                 v = _right_vectors(delta, rank)
         except np.linalg.LinAlgError:
             return b""
     found = rank.to_bytes(4, "little") + planes.pack(np.ascontiguousarray(v, "<f4").reshape(-1).view("<u4"))
-    plain = min(len(codec.encode(data, width, beside)) for codec in (*_INNER, planes))
-    return found if len(found) + len(encode(data, width, beside._replace(shared=found))) < GAIN * plain else b""
+    return found if _pays(memoryview(data)[taken], width, beside._replace(shared=found), taken.start) else b""
+
+
+def _pays(rows: memoryview, width: int, beside: Beside, start: int) -> bool:
+    """Whether some whole rows, and their part of what is shared, take enough fewer bytes than without."""
+    row = width * (beside.spec.shape[1] if beside.spec is not None else 1)
+    at = len(rows) // row // 2 * row
+    part = slice(start + at, start + min(len(rows), at + -(-WEIGHED // row) * row))
+    some = rows[at : at + part.stop - part.start]
+    beside = beside._replace(data=memoryview(beside.data)[part], at=beside.at + part.start)
+    plain = min(len(codec.encode(some, width, beside)) for codec in (*_INNER, planes))
+    return len(beside.shared) * len(some) / len(rows) + len(encode(some, width, beside)) < GAIN * plain
 
 
 def _part(delta: Any, most: int) -> Any:
@@ -134,13 +146,13 @@ def _may_be_low(part: Any) -> bool:
     return False
 
 
-def _cliff(spectrum: Any) -> int:
-    """How many singular values stand above the noise; 0 when they leave much, or nearly all do."""
+def _cliff(energy: Any) -> int:
+    """How many squared singular values stand above the noise; 0 when they leave much, or nearly all do."""
     import numpy as np
 
-    energy = spectrum**2
-    rank = int(np.count_nonzero(spectrum > STEEP * np.median(spectrum)))
-    return rank if rank <= len(spectrum) // 4 and energy[rank:].sum() <= LEFT * energy.sum() else 0
+    noise = max(np.median(energy), np.finfo(np.float64).eps * len(energy) * energy[0])  # what eigenvalues are exact to
+    rank = int(np.count_nonzero(energy > STEEP**2 * noise))
+    return rank if rank <= len(energy) // 4 and energy[rank:].sum() <= LEFT * energy.sum() else 0
 
 
 def _right_vectors(delta: Any, rank: int) -> Any:
@@ -148,8 +160,7 @@ def _right_vectors(delta: Any, rank: int) -> Any:
     import numpy as np
 
     found = np.random.default_rng(0).standard_normal((delta.shape[1], rank + 8))
-    for _ in range(2):
-        found = np.linalg.qr(delta.T @ (delta @ found))[0]
+    found = np.linalg.qr(delta.T @ (delta @ found))[0]  # one power iteration: behind a cliff it is enough
     turned = np.linalg.svd(delta @ found, full_matrices=False)[2]
     return turned[:rank] @ found.T
 

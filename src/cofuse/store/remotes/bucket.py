@@ -226,7 +226,7 @@ class _Delivery:
             if found.envelope.base not in (None, base):
                 raise StoreError("an object has been kept differently meanwhile", where=found.path, hint="push again")
             for k in range(found.envelope.head.chunks):
-                found.chunk(k)  # verified, so that damage is not handed on
+                found.chunk(k, every_bit=True)  # damage is not handed on
             file = OnDisk(found.path, found.fd)
             size = file.size
             if size <= PIECE:

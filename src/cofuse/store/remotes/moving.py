@@ -292,7 +292,8 @@ def clone(
         raise StoreError("there is no store", where=remote.name, hint="the first push makes one")
     head = remote.head() if branch is None else HEADS + check_ref_name(branch)
     here = Store.open(folder) if (folder / FOLDER / "format").is_file() or (folder / "format").is_file() else None
-    if here is not None and (here.branches() or Settings(here.objects.places).all().get(DEFAULT) != settings):
+    # An attempt may have been cut short before its store knew whose clone it is.
+    if here is not None and (here.branches() or Settings(here.objects.places).all().get(DEFAULT, settings) != settings):
         raise StoreError("there is a store already", where=here.path, hint="cofuse fetch, in there, gets what is new")
     store = here or Store.init(folder)
     Settings(store.objects.places).add(DEFAULT, settings)
