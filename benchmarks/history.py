@@ -148,6 +148,11 @@ def main() -> None:
         figures[f"{folder.name}: merge side"] = seconds
         print(f"{seconds:8.2f} s  {folder.name}: cofuse merge side", flush=True)
         run(cofuse("branch", "main", tip, "--force"))
+        # The first packs; what the merge left is younger than what is swept. Then there is nothing to do but to look.
+        for what in ("gc", "gc, again"):
+            seconds = run(cofuse("gc")).seconds
+            figures[f"{folder.name}: {what}"] = seconds
+            print(f"{seconds:8.2f} s  {folder.name}: cofuse {what}", flush=True)
     if asked.out:
         asked.out.write_text(json.dumps(figures, indent=2) + "\n")
 
