@@ -11,7 +11,6 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from cofuse.tasks import Examples, Task
-from cofuse.tasks.finetune import Finetuning
 from cofuse.tasks.model import Head, load_body
 from cofuse.tasks.probe import Probe, Probing, features, fit_head
 
@@ -99,20 +98,24 @@ def test_regression_is_ridge() -> None:
 def test_a_constant_feature_does_no_harm() -> None:
     vectors, labels = cloud(2)
     vectors[:, 3] = 4.0
+    vectors[::2, 4] = np.nextafter(vectors[0, 4], 9, dtype=np.float32)
+    vectors[1::2, 4] = vectors[0, 4]  # constant but for rounding
     probe = Probe(many(2), vectors, labels, PLAIN.model_copy(update={"standardize": True}))
     assert np.isfinite(probe.linear(2)[0]).all()
     assert (probe.predict(vectors) == labels).mean() > 0.8
+    moved = vectors.copy()
+    moved[:, 3:5] += 1  # on a body that has changed
+    assert probe.predict(moved).tolist() == probe.predict(vectors).tolist()
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [1], [0]])
 def test_a_head_fitted_to_a_body_says_what_its_probe_says(task: Task, labels: list[int]) -> None:
     train = task.examples("train")
     some: Examples = train.take(np.flatnonzero(np.isin(train.labels, labels)))
-    settings = Finetuning(steps=1, precision="fp32", max_length=16)
     body = load_body(bert())
     head = Head(16, 2, 0.0, 0)
     before = head.linear.weight.detach().clone()
-    fit_head(head, body, task, task.what.encode(some, bert(), 16), settings)
+    fit_head(head, body, task, task.what.encode(some, bert(), 16), "mean", "fp32")
     if len(labels) == 1:  # nothing to learn from: the head stays as it was
         assert torch.equal(head.linear.weight, before)
         return

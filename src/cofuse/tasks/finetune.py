@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import logging
+import copy
 import math
-import random
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from functools import cache
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -22,11 +16,16 @@ from torch import nn
 
 from ..checkpoint import Checkpoint
 from ..document import Document
-from ..errors import DivergedError, TaskError
+from ..errors import TaskError
+from ..patch.masks import Mask
+from ..progress import SILENT, Progress
 from .examples import Examples
-from .kinds import Encoded, Kind
-from .model import Head, Pooling, Precision, body_width, forward_all, load_body, pooled, uses_bf16
+from .kinds import Kind
+from .masked import Chosen, chosen
+from .model import Head, Pooling, Precision, body_width, forward_all, load_body, pooled
+from .peft import Adapted, Adapting
 from .task import Task
+from .training import Collator, Rows, train
 
 
 class Finetuning(Document):
@@ -109,6 +108,8 @@ class Tuned:
     like: Checkpoint
     steps: int
     validation: float | None  # best score on the validation split, where it was asked for
+    chosen: Chosen | None = None  # what a mask let train
+    adapted: Adapted | None = None  # the adapter that trained instead of the body
 
     def predict(self, examples: Examples) -> npt.NDArray[Any]:
         """Predictions [n] for examples."""
@@ -128,8 +129,12 @@ def finetune(
     *,
     seed: int,
     validation: Examples | None = None,
+    mask: Mask | None = None,
+    adapt: Adapting | None = None,
+    folder: Path | None = None,
+    progress: Progress = SILENT,
 ) -> Tuned:
-    """Finetune body and head.
+    """Finetune body and head; of the body all, what a mask chooses, or an adapter on it.
 
     Args:
         base: the body to start from.
@@ -138,17 +143,32 @@ def finetune(
         settings: how.
         seed: of the head, of dropout and of the order of examples.
         validation: needed when `settings.patience` is given; else unused.
+        mask: which of the body's values train; the optimizer keeps state for no others.
+        adapt: `Lora` or `Ia3` to train instead of the body's values.
+        folder: where the training is kept now and then, and taken up again after an interruption.
+        progress: told of every step.
 
     Raises:
-        TaskError: the model does not fit the task, patience without validation, or the loss is not finite.
+        TaskError: the model does not fit the task, patience without validation, a mask that chooses nothing, a mask
+            and an adapter, or the loss is not finite.
     """
+    if mask is not None and adapt is not None:
+        raise TaskError("a mask or an adapter, not both", where=task.name)
     body = load_body(base, dropout=settings.dropout)
+    adapted = None
+    if adapt is not None:
+        adapted = Adapted(copy.deepcopy(body), base, adapt, seed)  # the module that is kept stays as it is
+        body = adapted.body
     encoded = task.what.encode(train_on, base, settings.max_length)
     head = Head(body_width(body), task.outputs, settings.dropout or 0.0, seed)
     if settings.head == "probe":
         from .probe import fit_head
 
-        fit_head(head, body, task, encoded, settings)
+        fit_head(head, body, task, encoded, settings.pooling, settings.precision)
+    trained = None if mask is None else chosen(body, base, mask)
+    if trained is not None:
+        for parameter in body.parameters():
+            parameter.requires_grad_(parameter in trained)  # nor does what transformers adds to the base
     model = TaskModel(body, head, task.what, settings.pooling)
     steps = settings.total_steps(len(train_on))
     if settings.patience is not None and validation is None:
@@ -172,173 +192,8 @@ def finetune(
         validation=checked,
         score=score,
         evaluate_every=settings.evaluate_every or max(1, math.ceil(len(train_on) / settings.batch_size)),
+        chosen=trained,
+        folder=folder,
+        progress=progress,
     )
-    return Tuned(model, task, settings, base, taken, best)
-
-
-def train(
-    model: nn.Module,
-    batches: torch.utils.data.Dataset[Any],
-    collate: Callable[[Sequence[Any]], dict[str, Any]],
-    settings: Finetuning,
-    *,
-    steps: int,
-    seed: int,
-    batch_size: int,
-    validation: torch.utils.data.Dataset[Any] | None = None,
-    score: Callable[[Any], dict[str, float]] | None = None,
-    evaluate_every: int = 1,
-    shuffled: bool = True,
-) -> tuple[int, float | None]:
-    """Run the transformers Trainer: no logging, no files but the best checkpoint while early stopping looks for it.
-
-    `shuffled` draws the order of examples from the seed; without it they are taken as they come.
-
-    Returns:
-        The steps taken, and the best validation score where there was one.
-    """
-    from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
-
-    settle_process()
-    searching = validation is not None
-    with tempfile.TemporaryDirectory(prefix="cofuse-trainer-") as folder, _random_state_kept():
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=batch_size,
-            per_device_eval_batch_size=64,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type=settings.schedule,
-            warmup_steps=math.ceil(settings.warmup * steps),
-            weight_decay=settings.weight_decay,
-            max_grad_norm=1.0,
-            bf16=uses_bf16(settings.precision),
-            use_cpu=not torch.cuda.is_available(),
-            seed=seed,
-            data_seed=seed,
-            disable_tqdm=True,
-            report_to=[],
-            logging_strategy="no",
-            log_level="error",
-            eval_strategy="steps" if searching else "no",
-            eval_steps=evaluate_every if searching else None,
-            save_strategy="steps" if searching else "no",
-            save_steps=evaluate_every,
-            save_total_limit=1,
-            save_only_model=True,
-            load_best_model_at_end=searching,
-            metric_for_best_model="score" if searching else None,
-            greater_is_better=True if searching else None,
-            train_sampling_strategy="random" if shuffled else "sequential",
-            remove_unused_columns=False,
-            label_names=["labels"],
-            dataloader_pin_memory=False,
-        )
-        optimizer = torch.optim.AdamW(_groups(model, settings), lr=settings.learning_rate, fused=True)
-        stopping = (
-            EarlyStoppingCallback(settings.patience, settings.min_gain) if searching and settings.patience else None
-        )
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=cast("Any", batches),
-            eval_dataset=cast("Any", validation),
-            data_collator=cast("Any", collate),
-            compute_metrics=cast("Any", score) if searching else None,
-            callbacks=[stopping] if stopping else [],
-            optimizers=(optimizer, None),
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        best = trainer.state.best_metric
-        taken = int(trainer.state.global_step)
-    model.eval()
-    for name, parameter in model.named_parameters():
-        # A sum is finite only where every term is; one that is not may have overflowed.
-        if not math.isfinite(float(parameter.detach().sum())) and not torch.isfinite(parameter).all():
-            raise DivergedError("training diverged: a weight is not finite", where=name, hint="lower the learning rate")
-    return taken, None if best is None else float(best)
-
-
-@contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """The Trainer seeds the global generators; whoever called has theirs as they were."""
-    pythons, numpys = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(pythons)
-        np.random.set_state(numpys)
-
-
-def _groups(model: nn.Module, settings: Finetuning) -> list[dict[str, Any]]:
-    """Parameters with their learning rate and decay: biases and norms do not decay, frozen ones are left out.
-
-    Raises:
-        TaskError: a pattern freezes nothing, or everything is frozen.
-    """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    unused = set(settings.freeze)
-    for name, parameter in model.named_parameters():
-        inside = name.split("body.", 1)[1] if "body." in name else None
-        frozen = {p for p in settings.freeze if inside is not None and fnmatchcase(inside, p)}
-        unused -= frozen
-        parameter.requires_grad_(not frozen)
-        if not frozen:
-            groups.setdefault((inside is None, parameter.dim() > 1), []).append(parameter)
-    if unused:
-        raise TaskError(
-            "a pattern freezes nothing", got=", ".join(sorted(unused)), hint="patterns match the body's names"
-        )
-    if not any(not head for head, _ in groups):
-        raise TaskError("the whole body is frozen", got=", ".join(settings.freeze))
-    return [
-        {
-            "params": parameters,
-            "lr": (settings.head_learning_rate or settings.learning_rate) if head else settings.learning_rate,
-            "weight_decay": settings.weight_decay if decays else 0.0,
-        }
-        for (head, decays), parameters in sorted(groups.items())
-    ]
-
-
-class Rows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Encoded examples, as a data loader wants them."""
-
-    def __init__(self, encoded: Encoded) -> None:
-        self.encoded = encoded
-
-    def __len__(self) -> int:
-        return len(self.encoded)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"row": self.encoded.rows[i], "label": self.encoded.labels[i]}
-
-
-class Collator:
-    """Items of `Rows` -> a batch with its labels."""
-
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
-
-    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = self.kind.collate([item["row"] for item in items])
-        batch["labels"] = torch.from_numpy(np.asarray([item["label"] for item in items]))
-        return batch
-
-
-@cache
-def settle_process() -> None:
-    """Once a process: quiet the libraries, and take what they loaded out of the garbage collector's rounds.
-
-    The Trainer collects garbage whenever it starts, which takes 0.3 s with transformers imported and nothing after
-    the modules are frozen.
-    """
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    gc.collect()
-    gc.freeze()
+    return Tuned(model, task, settings, base, taken, best, trained, adapted)

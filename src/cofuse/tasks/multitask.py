@@ -12,11 +12,12 @@ from torch import nn
 
 from ..checkpoint import Checkpoint
 from .examples import Examples
-from .finetune import Collator, Finetuning, Rows, TaskModel, train
+from .finetune import Finetuning, TaskModel
 from .kinds import Encoded
 from .model import Head, body_width, load_body
 from .probe import fit_head
 from .task import Task
+from .training import Collator, Rows, train
 
 
 class _ManyHeads(nn.Module):
@@ -75,7 +76,7 @@ def finetune_multitask(
     ]
     if settings.head == "probe":
         for model, (task, _), part in zip(models, tasks, encoded, strict=True):
-            fit_head(model.head, body, task, part, settings)
+            fit_head(model.head, body, task, part, settings.pooling, settings.precision)
     steps = settings.total_steps(sum(len(e) for e in encoded))
     turns = _Turns([Collator(task.what) for task, _ in tasks], encoded, settings.batch_size, steps, seed)
     # The loader hands over one ready batch at a time.

@@ -14,10 +14,12 @@ from torch import nn
 from ..checkpoint import Checkpoint
 from ..document import Document
 from .examples import Examples
-from .finetune import Finetuning, settle_process
 from .kinds import Encoded
 from .model import Head, Pooling, Precision, forward_all, load_body, pooled
 from .task import Task
+from .training import settle_process
+
+CONSTANT = 1e-4  # of the largest deviation of a feature: what varies less is constant
 
 
 class Probing(Document):
@@ -64,7 +66,9 @@ class Probe:
 
         self.mean = vectors.mean(0) if settings.standardize else np.zeros(vectors.shape[1], dtype=np.float32)
         deviation = vectors.std(0) if settings.standardize else np.ones(vectors.shape[1], dtype=np.float32)
-        self.deviation = np.where(deviation > 0, deviation, 1)
+        # What is constant but for rounding (MiniLM has such a feature) would get a weight of 10^7, harmless on a body that
+        # stays as it is and on no other: it gets none.
+        self.deviation = np.where(deviation > CONSTANT * deviation.max(), deviation, np.inf)
         scaled = (vectors - self.mean) / self.deviation
         self._model: Any
         if task.what.continuous:
@@ -107,12 +111,12 @@ class _Always:
         return np.full(len(vectors), self.label, dtype=np.int64)
 
 
-def fit_head(head: Head, body: nn.Module, task: Task, encoded: Encoded, settings: Finetuning) -> None:
+def fit_head(head: Head, body: nn.Module, task: Task, encoded: Encoded, pooling: Pooling, precision: Precision) -> None:
     """Start a head from a probe of the frozen body, so that the first steps do not distort the body.
 
     Source: "Fine-tuning can distort pretrained features", arXiv 2202.10054 (LP-FT).
     """
-    vectors = body_features(body, task, encoded, settings.pooling, settings.precision)
+    vectors = body_features(body, task, encoded, pooling, precision)
     # A strong penalty: a head that fits its examples to the last one leaves the body nothing to learn from.
     probe = Probe(task, vectors, encoded.labels, Probing(standardize=True, c=0.02))
     if isinstance(probe._model, _Always):

@@ -26,7 +26,7 @@ PAD_MULTIPLE = 8
 
 def encode(examples: Examples, model: Checkpoint, max_length: int) -> Encoded:
     """Token ids of each text, or pair of texts, cut to `max_length` tokens."""
-    tokenizer = _tokenizer(_tokenizer_files(model))
+    tokenizer = tokenizer_of(model)
     texts = [examples.inputs["text"]]
     if "text_pair" in examples.inputs:
         texts.append(examples.inputs["text_pair"])
@@ -39,6 +39,15 @@ def encode(examples: Examples, model: Checkpoint, max_length: int) -> Encoded:
     rows = [{k: batch[k][i] for k in keys} | {"pad": tokenizer.pad_token_id} for i in range(len(examples))]
     lengths = np.array([len(ids) for ids in batch["input_ids"]], dtype=np.int64)
     return Encoded(rows, examples.labels, lengths)
+
+
+def tokenizer_of(model: Checkpoint) -> Any:
+    """The model's tokenizer, as transformers has it.
+
+    Raises:
+        TaskError: it has none, or one that cannot be loaded.
+    """
+    return _tokenizer(_tokenizer_files(model))
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,163 @@
+"""Inner products of the inputs of linear layers, which RegMean merges by.
+
+    G = E x x^T,   x the layer's input at one position of one example: [in, in]
+
+the mean over the positions of all examples that are no padding. One forward pass an example; no gradients.
+
+Source: Dataless knowledge fusion, arXiv 2212.09849, sec. 3.2 (their sum over inputs, divided by how many there are).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoint import Memory, content_id
+from ..errors import TaskError
+from ..progress import SILENT, Progress
+from ..tasks import Examples
+from .statistics import StatisticsRecord, versions, with_record
+from .subject import Batch, Subject
+
+# Masks that a model is given, by which of its inputs are sequences; a decoder's layers are asked for theirs first.
+_MASKS = ("attention_mask", "decoder_attention_mask")
+
+
+def gram(
+    subject: Subject,
+    examples: Examples,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    split: str = "",
+    progress: Progress = SILENT,
+) -> Memory:
+    """Inner products of every linear layer's inputs as a checkpoint, float32, with a record.
+
+    >>> import numpy as np
+    >>> from .subject import module_subject
+    >>> examples = Examples({"input": np.array([[1.0, 2.0], [3.0, 0.0]], np.float32)}, np.array([0, 1]))
+    >>> gram(module_subject(torch.nn.Linear(2, 2)), examples).read("weight").tolist()
+    [[5.0, 1.0], [1.0, 2.0]]
+
+    Args:
+        subject: the model, on its device; see `open_subject`.
+        examples: what the mean is over.
+        batch_size: examples at a time; it changes the rounding and nothing else.
+        seed: of the examples, for the record.
+        split: where the examples are from, for the record.
+        progress: told of every batch.
+
+    Returns:
+        A checkpoint with a tensor under the name of each such weight: [in, in] for one of [out, in]; [in, in, 1] for one of
+        [in, out] (Conv1D, GPT-2). It is bound to the model's content id; save it with `.save(folder)`. A weight that
+        several layers share has the mean over all their inputs. Layers that are never called have none.
+
+    Raises:
+        TaskError: no examples, or an input that is not finite.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
+    bar = progress.bar("gram", len(examples))
+    with _watched(subject, sums, counts) as look, torch.inference_mode():
+        for batch in subject.batches(examples, batch_size):
+            look(batch)
+            bar.advance(len(batch))
+    means = {}
+    for name, total in sums.items():
+        mean = (total / max(1, counts[name])).float().cpu()
+        if not bool(torch.isfinite(mean).all()):
+            raise TaskError("an input of a layer is not finite", where=name, hint="is the checkpoint damaged?")
+        means[name] = mean
+    said = dict(subject.record)
+    record = StatisticsRecord(
+        kind="gram",
+        model=content_id(subject.checkpoint),
+        task=said.pop("task", ""),
+        task_id=said.pop("task_id", None),
+        split=split,
+        examples=len(examples),
+        seed=seed,
+        head=said.pop("head", ""),
+        settings={("head_seed" if name == "seed" else name): value for name, value in said.items()},
+        versions=versions(),
+    )
+    return with_record(means, record)
+
+
+def linear_layers(subject: Subject) -> dict[str, nn.Module]:
+    """The layers whose weight is one of the measured matrices, by their names in the module."""
+    from transformers.pytorch_utils import Conv1D
+
+    return {
+        name: module
+        for name, module in subject.module.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and _weight(name) in subject.names
+    }
+
+
+def _weight(name: str) -> str:
+    return f"{name}.weight" if name else "weight"
+
+
+@contextmanager
+def _watched(subject: Subject, sums: dict[str, torch.Tensor], counts: dict[str, int]) -> Iterator[Any]:
+    """Inside it, what is yielded runs a batch and adds its layers' inputs to the sums."""
+    batch_inside: list[Batch] = []
+    # Queries, keys and values are made from one and the same input.
+    last: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+
+    def seen(name: str, turned: bool, module: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        if not batch_inside:
+            return
+        (x,) = (*given, *named.values())
+        if not (last and last[0][0] is x):
+            rows = counted(x, batch_inside[0].inputs, decoder="decoder" in name).double()
+            last[:] = [(x, rows.T @ rows, len(rows))]
+        _, product, count = last[0]
+        there = subject.names[_weight(name)]
+        product = product.unsqueeze(2) if turned else product
+        if there in sums:
+            sums[there] += product
+        else:
+            sums[there] = product.clone()
+        counts[there] = counts.get(there, 0) + count
+
+    def look(batch: Batch) -> None:
+        batch_inside[:] = [batch.to(subject.device)]
+        subject.logits(batch)
+        batch_inside.clear()
+        last.clear()
+
+    handles = [
+        module.register_forward_pre_hook(partial(seen, name, not isinstance(module, nn.Linear)), with_kwargs=True)
+        for name, module in linear_layers(subject).items()
+    ]
+    try:
+        yield look
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def counted(x: torch.Tensor, inputs: Mapping[str, torch.Tensor], *, decoder: bool) -> torch.Tensor:
+    """A layer's inputs [..., in] as rows [positions, in], without those that are padding.
+
+    Positions are told by a mask of the model's inputs whose shape they have, or whose entries they have flattened. Where
+    there is none (images, a pooled vector), all of them count.
+
+    >>> x, mask = torch.arange(4.0).reshape(1, 4, 1), torch.tensor([[1, 1, 0, 0]])
+    >>> counted(x, {"attention_mask": mask}, decoder=False).tolist()
+    [[0.0], [1.0]]
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    for key in reversed(_MASKS) if decoder else _MASKS:
+        mask = inputs.get(key)
+        if mask is not None and mask.shape[-1] > 1 and len(rows) == mask.numel():
+            return rows[mask.reshape(-1).bool()]
+    return rows

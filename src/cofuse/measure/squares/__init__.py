@@ -1,0 +1,6 @@
+"""Squared gradients of each example, summed over examples, at the speed of a batch."""
+
+from .collector import Collector
+from .rules import RULES, Rule, rule_of
+
+__all__ = ["RULES", "Collector", "Rule", "rule_of"]
