@@ -15,6 +15,7 @@
     ├── TaskError                a task, its data or its model cannot be used
     │   └── DivergedError        training ended in weights that are not finite
     ├── StudyError               a study cannot be run or resumed
+    ├── SuiteError               a suite cannot be evaluated, or its scores not be compared
     └── Interrupted              somebody stopped the work; what is finished is kept
 
 An error says what, where, got, expected, and what to do. The command line prints it without a traceback.
@@ -146,6 +147,10 @@ class DivergedError(TaskError):
 
 class StudyError(CofuseError):
     """A study cannot be run or resumed."""
+
+
+class SuiteError(CofuseError):
+    """A suite cannot be evaluated, or its scores cannot be compared."""
 
 
 class Interrupted(CofuseError):  # noqa: N818 - not a mistake of anybody

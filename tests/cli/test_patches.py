@@ -14,6 +14,7 @@ from cofuse.checkpoint import Memory, content_id, open_local
 from cofuse.cli import patches
 from cofuse.errors import AddressError, PatchError
 from cofuse.patch import Patch
+from cofuse.patch.choice import share_of
 
 from .test_newcomer import done, refused
 
@@ -184,4 +185,4 @@ def test_a_patch_that_gives_something_else_writes_nothing(here: Path) -> None:
 
 
 def test_shares() -> None:
-    assert [patches.share(text) for text in ("0.5%", " 50 %", "1", "1e-3")] == [0.005, 0.5, 1.0, 0.001]
+    assert [share_of(text) for text in ("0.5%", " 50 %", "1", "1e-3")] == [0.005, 0.5, 1.0, 0.001]

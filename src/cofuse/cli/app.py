@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "weights": ("fuse", "body", "show"),
     "methods": ("methods",),
     "replay": ("replay",),
+    "finetune": ("finetune",),
     "lora": ("extract-lora",),
     "patches": ("apply",),
     "history": ("init", "commit", "log", "status", "branch", "tag", "checkout"),
@@ -25,7 +26,10 @@ VERBS: dict[str, tuple[str, ...]] = {
     "upkeep": ("gc", "fsck"),
     "git": ("git",),
     "remotes": ("clone", "push", "pull", "fetch", "remote"),
+    "statistics": ("fisher", "gram"),
     "evolution": ("evolve", "report"),
+    "evaluation": ("eval",),
+    "gate": ("gate",),
 }
 
 

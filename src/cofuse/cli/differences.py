@@ -47,7 +47,8 @@ def diff(
         str | None, typer.Option("--sparse", metavar="SHARE", help="A patch of this share of the values: 0.5%.")
     ] = None,
     by: Annotated[
-        str | None, typer.Option("--by", help="Which values a sparse patch keeps: magnitude, or fisher:F.")
+        str | None,
+        typer.Option("--by", help="Which values it keeps: magnitude, fish:F, random:SEED, bias, names:GLOB."),
     ] = None,
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="A patch of low-rank products.")] = None,
     error: Annotated[

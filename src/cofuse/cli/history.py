@@ -25,6 +25,7 @@ from ..store.status import compare, scan
 from ..store.trees import Tree, Weights, load_tree
 from .caches import cache_folder
 from .progress import shown
+from .scores import score_lines, scores_of
 from .weights import Json, Threads
 
 Message = Annotated[str, typer.Option("-m", "--message", help="What is new.")]
@@ -160,6 +161,7 @@ def show_version(what: str, *, as_json: bool) -> bool:
             "tensors": {name: {"dtype": spec.dtype, "shape": list(spec.shape)} for name, spec in specs.items()},
             "files": list(tree.files),
             "changed": {**changed, **files},
+            **({"scores": scores} if (scores := scores_of(store, made.content)) else {}),
         }
         print(json.dumps(facts))
         return True
@@ -176,7 +178,7 @@ def show_version(what: str, *, as_json: bool) -> bool:
     print(
         f"{len(changed)} tensors differ; {count} in all; {len(tree.files)} files of {tree.size:,} bytes; tree {made.tree}"
     )
-    print(f"content {made.content}")
+    print("\n".join([f"content {made.content}", *score_lines(store, made.content)]))
     return True
 
 

@@ -49,7 +49,12 @@ def _lines(method: Method) -> list[str]:
     least, most = method.models
     count = f"{least}" if most == least else f"{least} or more" if most is None else f"{least} to {most}"
     base = {True: "needed", False: "gives names and files only", None: "counts where there is one"}[method.needs_base]
-    return [f"models: {count}", f"base_model: {base}", *(f"{n}: {_range(p)}" for n, p in method.parameters.items())]
+    return [
+        f"models: {count}",
+        f"base_model: {base}",
+        *(f"statistics: {{{name}: ADDRESS}} beside each model" for name in method.statistics),
+        *(f"{n}: {_range(p)}" for n, p in method.parameters.items()),
+    ]
 
 
 def _range(parameter: Parameter) -> str:
@@ -70,6 +75,7 @@ def _facts(method: Method) -> dict[str, Any]:
         "unit": method.unit,
         "base": method.needs_base,
         "models": list(method.models),
+        "statistics": list(method.statistics),
         "parameters": {
             name: {
                 "default": None if p.required else p.default,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,7 +50,8 @@ def make(
         out: the file to write, ending in `.patch`.
         exact: all of the change, bit for bit; so it is when no other way is given.
         sparse: the share of values to keep: `0.5%` or `0.005`.
-        by: which: `magnitude` (of the change; the default), `fisher:ADDRESS`, `random:SEED`, `bias`, `names:GLOB,GLOB`.
+        by: which: `magnitude` (of the change; the default), `fish:ADDRESS`, `random:SEED`, `bias`, `names:GLOB,GLOB`;
+            with the share in it where `sparse` has none: `fish:0.5%:ADDRESS`.
         rank: keep matrices' changes as products of this rank, at most.
         error: of the least rank that leaves at most this share of each change.
         per_tensor: the share is of each tensor.
@@ -76,7 +76,7 @@ def make(
         )
     memory.keep()
     found = describe(patch)
-    print(json.dumps(found) if as_json else "\n".join(_summary(patch, found)))
+    print(json.dumps(found) if as_json else "\n".join(summary(patch, found)))
 
 
 def _way(
@@ -93,52 +93,31 @@ def _way(
     from ..checkpoint.adapter import Adapter
     from ..patch import LowRank, Sparse, Way
     from ..patch.adapters import FromAdapter
+    from ..patch.choice import choice
 
     masked = sparse is not None or by is not None
     low = rank is not None or error is not None
-    if exact + masked + low > 1 or (per_tensor and sparse is None):
+    if exact + masked + low > 1 or (per_tensor and not masked):
         raise PatchError(
             "the options do not go together", expected="--exact, or --sparse and --by, or --rank and --error"
         )
     if low:
         return LowRank(rank=rank, error=error)
     if masked:
-        kind, _, rest = (by or "magnitude").partition(":")
-        if sparse is None and kind not in ("bias", "names"):
-            raise PatchError("say how many values to keep", where=f"--by {by}", expected="--sparse 0.5%")
+        chosen = choice(by or "magnitude", "--by").whole(sparse, per_tensor=per_tensor, where="--sparse")
+        if chosen.by == "random" and chosen.seed is None:
+            raise PatchError("a random mask has a seed", where="--by", got=by, expected="random:0")
         return Sparse(
-            share=1.0 if sparse is None else share(sparse),
-            by=kind,
-            fisher=address.open(rest) if kind == "fisher" and rest else None,
-            seed=_seed(rest) if kind == "random" else 0,
-            globs=tuple(glob.strip() for glob in rest.split(",") if glob.strip()) if kind == "names" else (),
+            share=1.0 if chosen.share is None else chosen.share,
+            by=chosen.by,
+            fisher=address.open(chosen.argument) if chosen.by == "fisher" and chosen.argument else None,
+            seed=chosen.seed or 0,
+            globs=chosen.globs,
             per_tensor=per_tensor,
         )
     if not exact and isinstance(tuned, Adapter) and (tuned.base is base or content_id(tuned.base) == content_id(base)):
         return FromAdapter(tuned)
     return Way()
-
-
-def share(text: str) -> float:
-    """A share as people write it.
-
-    >>> share("0.5%"), share("0.005")
-    (0.005, 0.005)
-    """
-    number, percent = (text.strip()[:-1], True) if text.strip().endswith("%") else (text, False)
-    try:
-        found = float(number) / 100 if percent else float(number)
-    except ValueError:
-        found = math.nan
-    if not 0 < found <= 1:
-        raise PatchError("not a share", where="--sparse", got=text, expected="0.5%, or 0.005")
-    return found
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise PatchError("a random mask has a seed", where="--by", got=f"random:{text}", expected="random:0")
-    return int(text)
 
 
 def apply(
@@ -224,7 +203,7 @@ def explain(path: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps(said))
         return
-    print(*_summary(patch, said), sep="\n")
+    print(*summary(patch, said), sep="\n")
     found = said["tensors"]
     order = sorted(found, key=lambda n: (-(found[n]["change"] or 0), -(found[n]["values"] or 0), n))
     print(f"{'change':>8} {'left':>8} {'values':>12} {'bytes':>12}  tensor")
@@ -237,7 +216,8 @@ def explain(path: Path, as_json: bool) -> None:
         print(f"and {len(order) - _SHOWN} more that change less (--json has them all)")
 
 
-def _summary(patch: Patch, found: dict[str, Any]) -> list[str]:
+def summary(patch: Patch, found: dict[str, Any]) -> list[str]:
+    """What a patch is, in lines; `found` is what `describe` says of it."""
     error = "not known" if found["error"] is None else f"{found['error']:.4f}"
     gives = (
         "the tuned model, bit for bit"

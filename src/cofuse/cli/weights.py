@@ -176,9 +176,24 @@ def body(
 
 def show(
     what: Annotated[str, typer.Argument(metavar="ADDRESS", help="A checkpoint, a version, or a patch.")],
+    fisher: Annotated[
+        str | None, typer.Option("--fisher", metavar="F", help="Statistics of the base: predict what the change does.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="MODEL", help="With --fisher: what the change starts from.")
+    ] = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a checkpoint holds, and its content id; what a version changed, and how; what a patch changes."""
+    """Show what a checkpoint holds, and its content id; what a version changed, and how; what a patch changes.
+
+    With --fisher, which tensors of a patch or a tuned model change the output of the base most.
+    """
+    if fisher is not None or base is not None:
+        from .predictions import foretell
+
+        foretell(what, fisher, base, threads=threads, as_json=as_json)
+        return
     if what.endswith(".patch") and (path := Path(os.path.expanduser(what))).is_file():
         from .patches import explain
 

@@ -16,7 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
 
 from ..checkpoint import sync_folder
 from ..errors import StudyError
@@ -69,6 +77,12 @@ class Accepted(BaseModel):
     content: str
     norm: float  # of its change, relative to the base's norm
     cosine: float  # of its change with the mean change of the others; 0 when it is alone
+    predicted: float | None = None  # KL in nats an example that its change is predicted to make, where that is screened
+
+    @model_serializer(mode="wrap")
+    def _known(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is not known: commits hash what their records say."""
+        return {key: value for key, value in write(self).items() if value is not None}
 
 
 class Refused(BaseModel):

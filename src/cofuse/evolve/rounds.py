@@ -123,7 +123,7 @@ def _fuse(
     number: int,
     found: Sequence[Examined | Refused],
 ) -> RoundRecord:
-    screened = compare(found, before)
+    screened = compare(found, before, shop.opened.peers)
     refused = screened.refused
     for r in refused:
         shop.progress.say(f"seed {seed}, round {number}: refused {r.who}: {r.reason}")
@@ -168,6 +168,8 @@ def _what_counts(shop: Workshop) -> dict[str, Any]:
     study = shop.study
     wanted = {"finetune", "fuse", "examples", "fresh", "contributors", "per_round", "threads"}
     settings = study.model_dump(mode="json", include=wanted)
+    if (peers := shop.opened.peers) is not None:
+        settings["screen"] = {"fisher": peers.content, "threshold": peers.threshold}
     settings["offers"] = {str(number): [str(p) for p in paths] for number, paths in study.offers.items()}
     settings["tasks"] = [t.id for t in shop.opened.seen]
     return settings

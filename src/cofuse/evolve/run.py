@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..checkpoint import Checkpoint, content_id, open_local
 from ..errors import StudyError
+from ..measure.statistics import open_statistics
 from ..progress import SILENT, Progress
 from ..store import Store
 from ..tasks.pretrain import Pretraining
@@ -52,7 +53,7 @@ def evolve(
     Raises:
         StudyError: another run has the folder, the folder belongs to another study, a worker died, or no contribution
             of a round could be fused.
-        CofuseError: the base, the tasks or the disk cannot be used.
+        CofuseError: the base, the tasks, the statistics or the disk cannot be used.
     """
     study = opened.study
     with writable(folder):
@@ -67,7 +68,10 @@ def evolve(
             bar = progress.bar(f"evolving {study.name}", costs.whole(study))
             store = Store.init(folder / ".cofuse")
             shop = Workshop(opened, folder, journal, store, pool, bar, progress)
-            _run(shop, _start(shop, base))
+            start = _start(shop, base)
+            if opened.peers is not None:
+                open_statistics(opened.peers.fisher, "fisher", model=start.content)
+            _run(shop, start)
             shop.forget(shop.weights())
 
 
@@ -126,6 +130,10 @@ def _begin(opened: OpenStudy, folder: Path, base: Checkpoint | None, journal: Jo
     said["task_ids"] = {t.name: t.id for t in (*opened.seen, *opened.unseen)}
     if base is not None:
         said["base_content"] = content_id(base)
+    if opened.peers is None:
+        del said["screen"]  # as runs say that were begun before there was one
+    else:
+        said["screen"]["fisher"] = opened.peers.content
     said = json.loads(json.dumps(said))  # as it will be read back
     before: BegunRecord | None = journal.get("begun")
     if before is not None and before.study != said:

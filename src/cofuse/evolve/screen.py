@@ -6,16 +6,19 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from ..checkpoint import Checkpoint, body, chunks, content_id_of, open_local, tensor_id, tensor_id_of
+from ..checkpoint import Checkpoint, body, chunks, content_id, content_id_of, open_local, tensor_id, tensor_id_of
 from ..checkpoint.checkpoint import tensor_bytes
 from ..checkpoint.disk import PICKLE_ENDINGS
 from ..checkpoint.floats import FLOATS
 from ..errors import CheckpointError, CofuseError
+from ..measure.compat import distances, predict
 from .records import Accepted, Refused
 
 if TYPE_CHECKING:
@@ -53,16 +56,35 @@ class Screened:
     refused: tuple[Refused, ...]
 
 
-def screen(offers: Sequence[Offer], base: Checkpoint) -> Screened:
+@dataclass(frozen=True)
+class Peers:
+    """How far a contribution may be from the others of its round.
+
+    Attributes:
+        fisher: statistics of the study's first base.
+        threshold: robust standard deviations of the logarithm of the predicted change; see `compat.distances`.
+    """
+
+    fisher: Checkpoint
+    threshold: float
+
+    @cached_property
+    def content(self) -> str:
+        """The content id of the statistics."""
+        return content_id(self.fisher)
+
+
+def screen(offers: Sequence[Offer], base: Checkpoint, peers: Peers | None = None) -> Screened:
     """Check offers against the base they should have been tuned from.
 
     Refused are: files that are damaged, pickled or no checkpoint; a missing tensor; another shape or dtype; a value
-    that is not finite; the same weights a second time. The rest is measured: the norm of the change relative to the
-    base, and its cosine with the mean change of the others.
+    that is not finite; the same weights a second time; with `peers`, a change that is predicted to do far more or far
+    less than the others'. The rest is measured: the norm of the change relative to the base, and its cosine with the
+    mean change of the others.
 
     Memory: a chunk of 4 MiB of the base, and a block of half a MiB for each offer.
     """
-    return compare([examine(offer, base) for offer in offers], base)
+    return compare([examine(offer, base) for offer in offers], base, peers)
 
 
 def examine(offer: Offer, base: Checkpoint) -> Examined | Refused:
@@ -73,7 +95,7 @@ def examine(offer: Offer, base: Checkpoint) -> Examined | Refused:
         return _refused(offer, error)
 
 
-def compare(found: Sequence[Examined | Refused], base: Checkpoint) -> Screened:
+def compare(found: Sequence[Examined | Refused], base: Checkpoint, peers: Peers | None = None) -> Screened:
     """The other part: each offer beside the others, in their order."""
     good: dict[str, Examined] = {}  # by content id
     refused: list[Refused] = []
@@ -87,12 +109,40 @@ def compare(found: Sequence[Examined | Refused], base: Checkpoint) -> Screened:
             refused.append(_refused(one.offer, error))
             continue
         good[content] = one
+    predicted: dict[str, float] = {}
+    if peers is not None:
+        predicted, strange = _in_line(good, base, peers)
+        refused += [_refused(good.pop(content).offer, error) for content, error in strange.items()]
     norms, cosines = _geometry(list(good.values()), base)
     accepted = [
-        Accepted(who=one.offer.who, content=content, norm=round(norm, 6), cosine=round(cosine, 4))
+        Accepted(
+            who=one.offer.who,
+            content=content,
+            norm=round(norm, 6),
+            cosine=round(cosine, 4),
+            predicted=predicted.get(content),
+        )
         for (content, one), norm, cosine in zip(good.items(), norms, cosines, strict=True)
     ]
     return Screened(tuple(one.body for one in good.values()), tuple(accepted), tuple(refused))
+
+
+def _in_line(
+    good: Mapping[str, Examined], base: Checkpoint, peers: Peers
+) -> tuple[dict[str, float], dict[str, CofuseError]]:
+    """What each change is predicted to do, and the errors of those that are out of line; by content id."""
+    found = {content: predict(base, one.body, peers.fisher, anywhere=True).total for content, one in good.items()}
+    usual = f"about {median(found.values()):.3g} as the others" if found else ""
+    return found, {
+        content: CheckpointError(
+            "the predicted change is out of line with the round's others",
+            where=good[content].offer.folder,
+            got=f"{found[content]:.3g} nats an example, {far:.1f} deviations away",
+            expected=f"{usual}, at most {peers.threshold:g} deviations",
+        )
+        for content, far in zip(found, distances(list(found.values())), strict=True)
+        if far > peers.threshold
+    }
 
 
 def _refused(offer: Offer, error: CofuseError) -> Refused:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from ..checkpoint import open_local
 from ..document import Document, PlacedError, nearest, read_document
 from ..errors import StudyError
 from ..fuse import METHODS
@@ -15,6 +16,7 @@ from ..measure.protocols import Evaluation
 from ..tasks import Task, open_suite
 from ..tasks.finetune import Finetuning
 from ..tasks.pretrain import Pretraining
+from .screen import Peers
 
 
 class Fusing(Document):
@@ -27,6 +29,10 @@ class Fusing(Document):
     def _known(self) -> Fusing:
         if self.method not in METHODS:
             raise ValueError(f"a merge method; {nearest(self.method, METHODS)}")
+        if METHODS[self.method].statistics:
+            raise PlacedError(
+                ("method",), "a method that sees weights alone: contributions bring no statistics", self.method
+            )
         for name, value in self.parameters.items():
             known = METHODS[self.method].parameters
             try:
@@ -35,6 +41,17 @@ class Fusing(Document):
                 unknown = tuple(known) if name not in known else None
                 raise PlacedError(("parameters", name), str(error), value, known=unknown) from None
         return self
+
+
+class Screening(Document):
+    """A contribution is refused whose change is predicted to do far more, or far less, than those of its round.
+
+    What a change does is predicted by statistics of the study's base. Later bases differ from it, but so they do for
+    all contributions of a round, which are compared with each other alone.
+    """
+
+    fisher: Path  # a folder of statistics, as `cofuse fisher` writes it
+    threshold: float = Field(6.0, gt=0)  # robust standard deviations of the logarithm
 
 
 class Baselines(Document):
@@ -71,6 +88,7 @@ class Study(Document):
     fresh: bool = False  # contributors draw new examples each round
     finetune: Finetuning
     fuse: Fusing = Fusing()
+    screen: Screening | None = None
     offers: dict[int, tuple[Path, ...]] = Field(default_factory=dict)  # round -> folders of outside contributions
     evaluate_seen: Evaluation = Evaluation()
     evaluate_unseen: Evaluation = Evaluation()
@@ -118,6 +136,7 @@ class OpenStudy:
 
     Raises:
         TaskError: a task is unknown.
+        CheckpointError: the statistics for screening cannot be read.
         StudyError: a task is both seen and unseen.
     """
 
@@ -127,6 +146,9 @@ class OpenStudy:
         folders = (*([folder / study.tasks] if study.tasks is not None else []), folder)
         self.seen = open_suite(study.seen, folders=folders)
         self.unseen = open_suite(study.unseen, folders=folders)
+        self.peers = (
+            None if study.screen is None else Peers(open_local(folder / study.screen.fisher), study.screen.threshold)
+        )
         both = {t.name for t in self.seen} & {t.name for t in self.unseen}
         if both:
             raise StudyError("a task is both seen and unseen", where=study.name, got=", ".join(sorted(both)))

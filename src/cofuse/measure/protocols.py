@@ -1,24 +1,29 @@
 """Protocols: how good a body is as a pretrained model. One table; a row is a function from a body to scores.
 
 Each protocol draws its training examples from the task's train split, keyed by the study's seed and the draw, so that
-every model is measured on the same examples and differences are paired; it scores on the test split.
+every model is measured on the same examples and differences are paired; it scores on the test split. Models that are
+measured as they are, with a head of their own, are in `whole.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from ..checkpoint import Checkpoint
 from ..document import Document
 from ..errors import TaskError
 from ..tasks import Examples, Task, draw, draw_rows
-from ..tasks.finetune import Finetuning, finetune
+from ..tasks.finetune import Finetuning, Tuned, finetune
+from ..tasks.model import forward_all
 from ..tasks.probe import Probe, Probing, features
+from .features import Features
+from .outcomes import Outcomes
 
 # Keeps the draws of a protocol apart from the draws of contributors, which use the same seeds.
 _DRAWS = 0x5C0
@@ -69,58 +74,127 @@ class OldHeadProtocol(ProbeProtocol):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Scores of one protocol: one a draw, in percent; and how many test examples each rests on."""
+    """Scores of one protocol: one a draw, in percent; how many test examples each rests on, and what became of each.
+
+    The outcomes, one a draw, name neither the model nor a suite: whoever asked for them knows.
+    """
 
     values: tuple[float, ...]
     tested: int
+    outcomes: tuple[Outcomes, ...] = field(default=(), compare=False)
 
 
-def run_probe(body: Checkpoint, task: Task, settings: Any, seed: int, old: Checkpoint | None) -> Measured:
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What some protocols need besides the model: the body that old heads are fitted on, and a cache of features."""
+
+    old: Checkpoint | None = None
+    cache: Features | None = None
+
+
+def run_probe(body: Checkpoint, task: Task, settings: Any, seed: int, given: Given) -> Measured:
     """Fit a linear head on the body's frozen features of each draw."""
-    return _probe(body, body, task, settings, seed)
+    return _probe("probe", body, body, task, settings, seed, given.cache)
 
 
-def run_oldhead(body: Checkpoint, task: Task, settings: Any, seed: int, old: Checkpoint | None) -> Measured:
+def run_oldhead(body: Checkpoint, task: Task, settings: Any, seed: int, given: Given) -> Measured:
     """Fit the linear head on the old body's features, and run it on the new body's.
 
     Raises:
         TaskError: there is no old body.
     """
-    if old is None:
+    if given.old is None:
         raise TaskError("old heads need the old body", where=task.name)
-    return _probe(old, body, task, settings, seed)
+    return _probe("oldhead", given.old, body, task, settings, seed, given.cache)
 
 
-def _probe(fitted_on: Checkpoint, run_on: Checkpoint, task: Task, settings: Any, seed: int) -> Measured:
+def _probe(
+    name: str,
+    fitted_on: Checkpoint,
+    run_on: Checkpoint,
+    task: Task,
+    settings: Any,
+    seed: int,
+    cache: Features | None,
+) -> Measured:
     train, test = task.examples("train"), task.examples("test").first(settings.test)
     drawn = [draw_rows(train, settings.examples, [_DRAWS, seed, d]) for d in range(settings.draws)]
     # Draws overlap: each example goes through the body once.
     rows = np.unique(np.concatenate(drawn))
-    vectors = features(fitted_on, task, train.take(rows), settings.probing)
-    tested = features(run_on, task, test, settings.probing)
-    values = []
+    if cache is None:
+        vectors = features(fitted_on, task, train.take(rows), settings.probing)
+        tested = features(run_on, task, test, settings.probing)
+    else:
+        vectors = cache.of(fitted_on, task, "train", rows, settings.probing)
+        tested = cache.of(run_on, task, "test", np.arange(len(test)), settings.probing)
+    values, outcomes = [], []
     for wanted in drawn:
         head = Probe(task, vectors[np.searchsorted(rows, wanted)], train.labels[wanted], settings.probing)
-        values.append(task.score(head.predict(tested), test.labels))
-    return Measured(tuple(values), len(test))
+        logits = None
+        if not task.what.continuous:
+            weight, bias = head.linear(task.outputs)
+            logits = tested @ weight.T + bias
+        predicted = head.predict(tested)
+        values.append(task.score(predicted, test.labels))
+        outcomes.append(outcomes_of(name, task, seed, predicted, test, logits))
+    return Measured(tuple(values), len(test), tuple(outcomes))
 
 
-def run_finetune(body: Checkpoint, task: Task, settings: Any, seed: int, old: Checkpoint | None) -> Measured:
+def run_finetune(body: Checkpoint, task: Task, settings: Any, seed: int, given: Given) -> Measured:
     """Finetune body and head on each draw."""
     test = task.examples("test").first(settings.test)
     train = task.examples("train")
     validation: Examples | None = None
     if settings.finetuning.patience is not None:
         validation = task.examples("validation")
-    values = []
+    name = "fewshot" if isinstance(settings, FewshotProtocol) else "finetune"
+    values, outcomes = [], []
     for d in range(settings.draws):
         sample = draw(train, settings.examples, [_DRAWS, seed, d])
         tuned = finetune(body, task, sample, settings.finetuning, seed=1000 * seed + d, validation=validation)
-        values.append(task.score(tuned.predict(test), test.labels))
-    return Measured(tuple(values), len(test))
+        logits = _logits(tuned, test)
+        predicted = task.what.predict(logits)
+        values.append(task.score(predicted, test.labels))
+        outcomes.append(outcomes_of(name, task, seed, predicted, test, logits))
+    return Measured(tuple(values), len(test), tuple(outcomes))
 
 
-Runner = Callable[[Checkpoint, Task, Any, int, Checkpoint | None], Measured]
+def _logits(tuned: Tuned, examples: Examples) -> npt.NDArray[np.float32]:
+    """What `Tuned.predict` takes the predictions from: logits [n, outputs]."""
+    what, settings = tuned.task.what, tuned.settings
+    encoded = what.encode(examples, tuned.like, settings.max_length)
+    tuned.model.eval()
+    return forward_all(lambda batch: tuned.model(**batch)["logits"], what, encoded, settings.precision)
+
+
+def outcomes_of(
+    name: str,
+    task: Task,
+    seed: int,
+    predicted: npt.NDArray[Any],
+    test: Examples,
+    logits: npt.NDArray[Any] | None,
+) -> Outcomes:
+    """Outcomes of a protocol on the first rows of a test split; `logits` [n, classes] where there are classes."""
+    from scipy.special import log_softmax
+
+    said = None
+    if logits is not None and not task.what.continuous:
+        said = log_softmax(np.asarray(logits, dtype=np.float64), axis=1).astype(np.float32)
+    return Outcomes.predicted(
+        predicted,
+        test.labels,
+        metric=task.score_name,
+        model="",
+        task=task.name,
+        task_id=task.id,
+        protocol=name,
+        seed=seed,
+        log_probabilities=said,
+    )
+
+
+Runner = Callable[[Checkpoint, Task, Any, int, Given], Measured]
 
 PROTOCOLS: Mapping[str, tuple[type[Protocol], Runner]] = {
     "finetune": (FinetuneProtocol, run_finetune),
@@ -150,7 +224,14 @@ class Evaluation(Document):
 
 
 def measure(
-    body: Checkpoint, task: Task, name: str, settings: Protocol, *, seed: int, old: Checkpoint | None = None
+    body: Checkpoint,
+    task: Task,
+    name: str,
+    settings: Protocol,
+    *,
+    seed: int,
+    old: Checkpoint | None = None,
+    cache: Features | None = None,
 ) -> Measured:
     """Measure a body on a task by a protocol.
 
@@ -161,5 +242,6 @@ def measure(
         settings: of that protocol.
         seed: of the draws, and of the training on them.
         old: the body that old heads are fitted on.
+        cache: of features; nothing is kept when None. What it gives is what would be computed, bit for bit.
     """
-    return PROTOCOLS[name][1](body, task, settings, seed, old)
+    return PROTOCOLS[name][1](body, task, settings, seed, Given(old, cache))
