@@ -15,12 +15,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cofuse.checkpoint import CHUNK, Memory, content_id, open_local, tensor_id
-from cofuse.errors import CheckpointError, StudyError
+from cofuse.checkpoint import CHUNK, Checkpoint, Memory, content_id, open_local, tensor_id
+from cofuse.errors import CheckpointError, StudyError, TaskError
 from cofuse.evolve import read_records
 from cofuse.evolve.records import Accepted, by_kind
-from cofuse.evolve.screen import Offer, finite_ids, screen
+from cofuse.evolve.screen import Offer, Peers, finite_ids, screen
 from cofuse.evolve.work import Contribute, Work
+from cofuse.measure.statistics import StatisticsRecord, with_record
 from cofuse.store import Store
 
 from . import tiny
@@ -361,3 +362,103 @@ def test_a_classifier_of_transformers_is_taken(tmp_path: Path) -> None:
     assert all(torch.equal(mine.read(name), state[name]) for name in mine.names())
     assert screened.accepted[0].content == content_id(mine)
     assert screened.accepted[0].norm > 0
+
+
+# Peers
+
+
+def fisher_of(base: Checkpoint, folder: Path, tensors: Tensors | None = None) -> Path:
+    """Statistics of a base: every value matters alike."""
+    ones = {n: torch.ones(base.spec(n).shape) for n in base.names()} if tensors is None else tensors
+    with_record(ones, StatisticsRecord(kind="fisher", model=content_id(base), examples=1)).save(folder)
+    return folder
+
+
+def several(base: Path, folder: Path, sizes: Mapping[str, float]) -> list[Offer]:
+    """Contributions whose changes are of these sizes."""
+    opened = open_local(base)
+    offers = []
+    for i, (who, size) in enumerate(sizes.items()):
+        random = torch.Generator().manual_seed(i)
+        moved = {n: opened.read(n) + size * torch.randn(opened.spec(n).shape, generator=random) for n in opened.names()}
+        Memory(moved, files=opened.files).save(folder / who)
+        offers.append(Offer(who, folder / who))
+    return offers
+
+
+ALIKE = {"ada": 0.010, "bob": 0.012, "cyd": 0.009, "dan": 0.011}
+
+
+@pytest.mark.parametrize(("odd", "out"), [(10.0, True), (0.0001, True), (0.013, False)])
+def test_a_change_out_of_line_with_its_peers_is_refused(base: Path, tmp_path: Path, odd: float, out: bool) -> None:
+    offers = several(base, tmp_path, {**ALIKE, "eve": odd})
+    opened = open_local(base)
+    peers = Peers(open_local(fisher_of(opened, tmp_path / "F")), threshold=6.0)
+    screened = screen(offers, opened, peers)
+    assert [r.who for r in screened.refused] == (["eve"] if out else [])
+    assert [a.who for a in screened.accepted] == ([*ALIKE] if out else [*ALIKE, "eve"])
+    assert len(screened.bodies) == len(screened.accepted)
+    for accepted, offer in zip(screened.accepted, offers, strict=False):
+        moved = open_local(offer.folder)
+        changes = [moved.read(n).double() - opened.read(n).double() for n in opened.names()]
+        assert accepted.predicted == pytest.approx(0.5 * sum(float(c.square().sum()) for c in changes), rel=1e-9)
+    if out:
+        assert "out of line with the round's others, in eve" in screened.refused[0].reason
+        assert str(tmp_path) not in screened.refused[0].reason
+        # What is refused does not bend what is measured of the others.
+        alone = screen(offers[:-1], opened, peers)
+        assert alone.accepted == screened.accepted
+
+
+def test_a_higher_threshold_lets_more_in(base: Path, tmp_path: Path) -> None:
+    offers = several(base, tmp_path, {**ALIKE, "eve": 1.0})
+    opened = open_local(base)
+    fisher = open_local(fisher_of(opened, tmp_path / "F"))
+    counts = [len(screen(offers, opened, Peers(fisher, t)).refused) for t in (0.01, 6.0, 1e6)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[1] == 1 > counts[2] == 0
+
+
+def test_without_statistics_nothing_is_predicted_and_records_are_as_before(base: Path, tmp_path: Path) -> None:
+    screened = screen(several(base, tmp_path, {**ALIKE, "eve": 10.0}), open_local(base))
+    assert not screened.refused
+    assert all(set(a.model_dump()) == {"who", "content", "norm", "cosine"} for a in screened.accepted)
+    assert all(Accepted.model_validate_json(a.model_dump_json()) == a for a in screened.accepted)
+
+
+def test_a_study_screens_by_the_statistics_of_its_base(whole: Path, base: Path, tmp_path: Path) -> None:
+    started = Store.open(whole / "run").checkpoint("base")
+    fisher_of(started, tmp_path / "F")
+    folders = several(base, tmp_path, {"eve": 100.0})
+    study = tiny.write(
+        tmp_path / "study.yaml", **tiny.ROUNDS, offers={1: ["eve"]}, screen={"fisher": "F"}, keep_contributions=True
+    )
+    told = tiny.Told()
+    tiny.go(study, tmp_path / "run", progress=told)
+    first, second = by_kind(read_records(tmp_path / "run" / "records.jsonl"), "round")
+    assert [r.who for r in first.refused] == [f"offer {folders[0].who}"]
+    assert any("out of line" in line for line in told.lines)
+    assert all(a.predicted is not None and a.predicted > 0 for a in (*first.accepted, *second.accepted))
+    # What was refused changed nothing: the same models as a run without it, and without a screen.
+    assert tiny.trees(tmp_path / "run")["seed-0"] == tiny.trees(whole / "run")["seed-0"]
+
+
+def test_statistics_of_another_model_end_a_study_before_its_first_round(base: Path, tmp_path: Path) -> None:
+    fisher_of(Memory({"w": torch.ones(2)}), tmp_path / "F")
+    study = tiny.write(tmp_path / "study.yaml", **tiny.ROUNDS, screen={"fisher": "F"})
+    with pytest.raises(TaskError, match="belong to another model"):
+        tiny.go(study, tmp_path / "run")
+    assert not by_kind(read_records(tmp_path / "run" / "records.jsonl"), "round")
+
+
+def test_a_run_goes_on_as_it_was_begun(tmp_path: Path) -> None:
+    study = tiny.write(tmp_path / "study.yaml", **tiny.ROUNDS, rounds=1)
+    tiny.go(study, tmp_path / "run")
+    (begun,) = by_kind(read_records(tmp_path / "run" / "records.jsonl"), "begun")
+    assert "screen" not in begun.study  # so that runs from before there was one go on
+    started = Store.open(tmp_path / "run").checkpoint("base")
+    fisher_of(started, tmp_path / "F")
+    tiny.write(tmp_path / "study.yaml", **tiny.ROUNDS, rounds=1, screen={"fisher": "F"})
+    with pytest.raises(StudyError, match="another study") as refused:
+        tiny.go(study, tmp_path / "run")
+    assert "screen" in str(refused.value.got)
