@@ -5,9 +5,15 @@ A method that is added comes with its line here; `test_methods.py` puts every li
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+
+from cofuse.checkpoint import Checkpoint, Memory
+from cofuse.checkpoint.floats import FLOATS
+from cofuse.fuse import METHODS
 
 Settings = Mapping[str, Any]
 
@@ -86,4 +92,36 @@ LAWS: dict[str, Laws] = {
     ),
     "iso_c": Laws({"weights": [0.5, 1.0, 0.3]}, "the singular values are replaced", "as for identical models"),
     "pcb": Laws({"weights": [0.5, 1.0, 0.3]}, "the lowest scores are dropped", "as for identical models", sharp=True),
+    "fisher": Laws(WEIGHTS),
+    "regmean": Laws(WEIGHTS),
 }
+
+
+def statistics(method: str, models: Sequence[Checkpoint]) -> dict[str, list[Checkpoint]] | None:
+    """What the method wants to know of each model; it depends on the model's values alone, whatever their dtype."""
+    wanted = METHODS[method].statistics
+    return {name: [STATISTICS[name](model) for model in models] for name in wanted} if wanted else None
+
+
+def _values(model: Checkpoint, name: str) -> torch.Tensor:
+    return torch.nan_to_num(model.read(name).double(), nan=0.5, posinf=0.5, neginf=0.5)
+
+
+def a_fisher(model: Checkpoint) -> Checkpoint:
+    """Numbers above zero, of very different sizes, and some that are zero."""
+    found = {name: torch.sin(1e3 * _values(model, name)) for name in model.names()}
+    return Memory({name: (x.clamp_min(0) ** 8 * 1e-3).float() for name, x in found.items()}, where="a fisher")
+
+
+def a_gram(model: Checkpoint) -> Checkpoint:
+    """Inner products of twenty inputs of each matrix."""
+    found = {}
+    for name in model.names():
+        if model.spec(name).dtype in FLOATS and len(model.spec(name).shape) == 2:
+            width = model.spec(name).shape[1]
+            inputs = torch.sin(torch.arange(20 * width).reshape(20, width) + 50 * _values(model, name).sum())
+            found[name] = (inputs.T @ inputs / 20).float()
+    return Memory(found, where="a gram")
+
+
+STATISTICS = {"fisher": a_fisher, "gram": a_gram}

@@ -15,7 +15,7 @@ from cofuse.fuse import fused as fused_module
 from cofuse.fuse.execute import executor_for
 from cofuse.fuse.execute.torch_device import TOLERANCE, TorchExecutor
 
-from .laws import LAWS
+from .laws import LAWS, statistics
 from .test_methods import FLOATING, base_model, several, size_of, start
 
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -28,7 +28,11 @@ DEVICES = [
 
 def compare(method: str, executor: TorchExecutor, dtype: torch.dtype) -> None:
     base, models = base_model(dtype), several(method, dtype)
-    settings: dict[str, Any] = {**LAWS[method].ordinary, "base": base if METHODS[method].needs_base else None}
+    settings: dict[str, Any] = {
+        **LAWS[method].ordinary,
+        "base": base if METHODS[method].needs_base else None,
+        "statistics": statistics(method, models),
+    }
     expected = fuse(method, models, executor=CpuExecutor(1), **settings)
     got = fuse(method, models, executor=executor, **settings)
     for name in FLOATING:
@@ -101,8 +105,9 @@ def test_a_value_that_is_not_finite_is_refused_by_name(method: str, bad: float) 
     models = several(method)
     models[-1] = Memory(tensors, where="the bad one")
     base = base_model() if METHODS[method].needs_base else None
+    given: dict[str, Any] = {**LAWS[method].ordinary, "statistics": statistics(method, models)}
     with pytest.raises(FuseError, match="not finite") as caught:
-        fuse(method, models, base=base, executor=TorchExecutor("cpu"), **LAWS[method].ordinary).read("wide")
+        fuse(method, models, base=base, executor=TorchExecutor("cpu"), **given).read("wide")
     assert "the bad one: wide" in str(caught.value)
     assert "at element 223" in str(caught.value)
 

@@ -17,7 +17,7 @@ from cofuse.checkpoint import BLOCK_BYTES, Checkpoint, Memory, TensorSpec, open_
 from cofuse.errors import CofuseError, FuseError
 from cofuse.fuse import METHODS, Fused, Place, Recipe, fuse, fuse_recipe
 
-from .laws import LAWS
+from .laws import LAWS, statistics
 
 every_method = pytest.mark.parametrize("method", METHODS)
 
@@ -50,7 +50,8 @@ def digest(folder: Path) -> str:
 def fused(method: str, models: list[Checkpoint], base: Checkpoint) -> Fused:
     laws = LAWS[method]
     own = base if METHODS[method].needs_base else None
-    return fuse(method, models[: laws.models], base=own, **laws.ordinary)
+    some = models[: laws.models]
+    return fuse(method, some, base=own, statistics=statistics(method, some), **laws.ordinary)
 
 
 @every_method

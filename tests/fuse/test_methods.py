@@ -15,7 +15,7 @@ from cofuse.errors import FuseError
 from cofuse.fuse import METHODS, CpuExecutor, Fused, fuse
 from cofuse.fuse import fused as fused_module
 
-from .laws import LAWS
+from .laws import LAWS, statistics
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -61,7 +61,8 @@ def several(method: str, dtype: torch.dtype = torch.float32) -> list[Checkpoint]
 
 
 def fused_by(method: str, models: list[Checkpoint], base: Checkpoint, **settings: Any) -> Fused:
-    return fuse(method, models, base=base if METHODS[method].needs_base else None, **settings)
+    own = base if METHODS[method].needs_base else None
+    return fuse(method, models, base=own, statistics=statistics(method, models), **settings)
 
 
 def ulps(got: torch.Tensor, expected: torch.Tensor, size: torch.Tensor) -> float:
@@ -196,6 +197,7 @@ def test_the_same_bytes_on_any_number_of_threads(method: str, tmp_path: Path, mo
             method,
             several(method),
             base=base_model() if METHODS[method].needs_base else None,
+            statistics=statistics(method, several(method)),
             executor=CpuExecutor(own),
             **LAWS[method].ordinary,
         )

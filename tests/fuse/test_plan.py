@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from cofuse.checkpoint import Memory
+from cofuse.checkpoint import Checkpoint, Memory
 from cofuse.errors import FuseError
-from cofuse.fuse import METHODS, Fused, Method, Parameter, Plan, Recipe, fuse, fuse_recipe, make_plan
+from cofuse.fuse import METHODS, Fused, Method, Parameter, Plan, Recipe, Statistic, fuse, fuse_recipe, make_plan
 from cofuse.fuse.outline import outline
 from cofuse.fuse.slices import PlannedError
 
@@ -36,6 +36,12 @@ def model(value: float = 0.0, layers: int = 5, **more: torch.Tensor | None) -> U
 def planned(recipe: dict[str, Any], **models: Memory) -> Plan:
     read = Recipe.model_validate(recipe)
     return make_plan(read, {part.key: models.get(part.key, model()) for part in read.parts})
+
+
+def statistics_of(name: str) -> Unread:
+    """Statistics of `model` that no value is read of."""
+    square = {"model.norm.weight": torch.ones(3, 3)} if name == "gram" else {}
+    return model() if name == "fisher" else Unread(square, where=name)
 
 
 def listed(*names: str, method: str = "linear", **more: Any) -> dict[str, Any]:
@@ -122,7 +128,7 @@ def test_a_method_of_whole_models_has_the_same_parameters_everywhere(monkeypatch
 
 
 def test_statistics_are_inputs_like_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = dataclasses.replace(METHODS["linear"], statistics=("fisher",))
+    row = dataclasses.replace(METHODS["linear"], statistics={"fisher": Statistic()})
     monkeypatch.setitem(METHODS, "weighed", row)
     models = [{"model": m, "statistics": {"fisher": f"fisher-{m}"}} for m in "ab"]
     recipe = Recipe.model_validate({"merge_method": "weighed", "models": models})
@@ -292,9 +298,12 @@ def test_every_row_can_be_planned() -> None:
         count = max(3, row.models[0]) if row.models[1] is None else row.models[0]
         own = {n: p.default for n, p in row.parameters.items() if p.required}
         more = {"base_model": "base"} if row.needs_base else {}
-        plan = planned(
-            {"merge_method": name, "models": [{"model": f"m{i}"} for i in range(count)], "parameters": own, **more}
-        )
+        models = [{"model": f"m{i}", "statistics": {s: f"{s} {i}" for s in row.statistics}} for i in range(count)]
+        recipe = Recipe.model_validate({"merge_method": name, "models": models, "parameters": own, **more})
+        opened: dict[str, Checkpoint] = {address: model() for address in recipe.addresses}
+        for i in range(count):
+            opened |= {f"{s} {i}": statistics_of(s) for s in row.statistics}
+        plan = make_plan(recipe, opened)
         tensor = plan.tensors["model.norm.weight"]
         assert (tensor.method, len(tensor.inputs), tensor.base is not None) == (name, count, bool(row.needs_base))
         assert set(tensor.parameters) == set(row.parameters)

@@ -22,6 +22,7 @@ from cofuse.measure.subject import Subject, module_subject, open_subject
 from cofuse.tasks import Examples
 
 from .slow_fisher import MODELS
+from .test_subject import T5, headed
 
 
 def slow_gram(subject: Subject, examples: Examples) -> dict[str, torch.Tensor]:
@@ -45,7 +46,8 @@ def slow_gram(subject: Subject, examples: Examples) -> dict[str, torch.Tensor]:
             inputs = {k: torch.from_numpy(np.asarray(v)[i : i + 1]) for k, v in examples.inputs.items()}
             if "attention_mask" in inputs:
                 time = int(inputs["attention_mask"].sum())
-                inputs = {k: v[:, :time] if not k.startswith("decoder") else v for k, v in inputs.items()}
+                written = int((np.asarray(examples.labels)[i] >= 0).sum())
+                inputs = {k: v[:, : written if k.startswith("decoder") else time] for k, v in inputs.items()}
             subject.module(**inputs)
     for handle in handles:
         handle.remove()
@@ -53,7 +55,7 @@ def slow_gram(subject: Subject, examples: Examples) -> dict[str, torch.Tensor]:
 
 
 # Two encoders, one with an encoder before its decoder, decoders with Linear and with Conv1D layers, images, one that flattens.
-@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5", "vit", "opt"])
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "t5", "bart", "vit", "opt"])
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_it_is_the_slow_loops(name: str, batch_size: int) -> None:
     subject, examples = MODELS[name]()
@@ -65,6 +67,39 @@ def test_it_is_the_slow_loops(name: str, batch_size: int) -> None:
         turned += found.dim() == 3
         torch.testing.assert_close(found.reshape(exact.shape), exact, rtol=1e-5, atol=1e-6)
     assert bool(turned) == (name == "gpt2")
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_texts_and_labels_of_one_length_are_told_apart(name: str) -> None:
+    subject, examples = MODELS[name]()
+    short = {k: v[:, :5] if k.startswith(("input", "attention")) else v for k, v in examples.inputs.items()}
+    examples = Examples(short, examples.labels)
+    got, expected = gram(subject, examples), slow_gram(subject, examples)
+    for there, exact in expected.items():
+        torch.testing.assert_close(got.read(there).double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_after_a_labels_name_does_not_count(tmp_path: Path) -> None:
+    task = tiny.opinion_task(tmp_path / "task").model_copy(update={"labels": ("bad", "good good")})
+    checkpoint = headed("AutoModelForSeq2SeqLM", T5, tie_word_embeddings=True)
+    subject = open_subject(checkpoint, task, head="own", max_length=16)
+    examples = task.examples("test").first(6)
+    prepared = subject.prepare(examples)
+    each = [prepared.collate(np.array([i])) for i in range(6)]
+    lengths = [int(batch.mask.sum()) for batch in each if batch.mask is not None]
+    # Cut to their own names: then nothing is padding.
+    x: list[torch.Tensor] = []
+    layer = subject.module.get_submodule("decoder.block.0.layer.0.SelfAttention.q")
+    handle = layer.register_forward_pre_hook(lambda module, given: x.append(given[0][0].double()))
+    with torch.no_grad():
+        for batch, length in zip(each, lengths, strict=True):
+            decoded = batch.inputs["decoder_input_ids"][:, :length]
+            subject.module(**{**batch.inputs, "decoder_input_ids": decoded})
+    handle.remove()
+    rows = torch.cat(x)
+    assert len(rows) == sum(lengths) < 6 * max(lengths)
+    got = gram(subject, examples, batch_size=4).read("decoder.block.0.layer.0.SelfAttention.q.weight")
+    torch.testing.assert_close(got.double(), rows.T @ rows / len(rows), rtol=1e-5, atol=1e-6)
 
 
 def test_padding_does_not_count() -> None:
@@ -134,8 +169,9 @@ def test_the_command_line_writes_them(tmp_path: Path, monkeypatch: pytest.Monkey
     tiny.bert().save(tmp_path / "base")
     tiny.opinion_task(tmp_path / "task")
     monkeypatch.chdir(tmp_path)
-    arguments = ["gram", "./base", "--task", "task", "--examples", "12", "--head", "random", "-o", "out", "--json"]
+    arguments = ["gram", "./base", "--task", "task", "--examples", "12", "-o", "out", "--json"]
     run = CliRunner().invoke(application("gram"), arguments, catch_exceptions=False)
     said = json.loads(run.stdout)
     assert (said["kind"], said["examples"]) == ("gram", 12)
     assert open_local(tmp_path / "out").names()
+    assert read_record(open_local(tmp_path / "out")).head == "random"  # on which nothing depends: none is fitted

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cofuse.checkpoint import Checkpoint, Memory
-from cofuse.errors import TaskError
+from cofuse.checkpoint import Checkpoint, Memory, content_id
+from cofuse.errors import FuseError, TaskError
 from cofuse.fuse import fuse
 from cofuse.measure.searching import GRID, mixtures, search, search_donors
 
@@ -75,6 +78,51 @@ def test_a_fisher_that_knows_which_entries_are_right_finds_what_a_mean_cannot() 
 def test_among_equals_the_target_keeps_most() -> None:
     found = search([model(1), model(2)], lambda _: 50.0, weights=[(0.0, 1.0), (0.75, 0.25), (0.5, 0.5)])
     assert found.weights == (0.75, 0.25)
+
+
+def test_a_score_that_is_no_number_never_wins() -> None:
+    models: list[Checkpoint] = [model(1), model(2)]
+    said = {(1.0, 0.0): math.nan, (0.75, 0.25): math.inf, (0.5, 0.5): 0.1, (0.0, 1.0): 0.0}
+    told = iter(said.values())
+    found = search(models, lambda _: next(told), weights=list(said))
+    assert (found.weights, found.score) == ((0.5, 0.5), 0.1)
+    with pytest.raises(TaskError, match="no candidate has a score"):
+        search(models, lambda _: math.nan, weights=list(said))
+
+
+class Counted(Memory):
+    """A checkpoint that counts the bytes that are read of it."""
+
+    count = 0
+
+    def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytearray:
+        data = super().read_bytes(name, start, stop)
+        self.count += len(data)
+        return data
+
+
+def test_the_size_of_a_fisher_is_found_once_for_all_candidates() -> None:
+    fishers: list[Checkpoint | None] = [Counted({"x": fisher_of(i).read("x")}) for i in range(2)]
+    search([model(1), model(2)], near, statistics={"fisher": fishers}, weights=mixtures(2, 10))
+    once = fisher_of(1).spec("x").nbytes
+    assert [one.count for one in fishers if isinstance(one, Counted)] == [11 * once] * 2
+
+
+def test_statistics_of_another_model_are_refused_and_models_hashed_once() -> None:
+    models = [Counted({"x": model(i).read("x")}) for i in (1, 2)]
+    bound: list[Checkpoint | None] = [
+        Memory(
+            {"x": fisher_of(i).read("x")},
+            files={"statistics.json": json.dumps({"kind": "fisher", "model": content_id(one)}).encode()},
+        )
+        for i, one in enumerate(models)
+    ]
+    for one in models:
+        one.count = 0
+    search(models, near, statistics={"fisher": bound}, weights=mixtures(2, 10))
+    assert [one.count for one in models] == [11 * models[0].spec("x").nbytes] * 2
+    with pytest.raises(FuseError, match="statistics of another model"):
+        search(models, near, statistics={"fisher": bound[::-1]})
 
 
 def test_several_donors_the_best_first() -> None:

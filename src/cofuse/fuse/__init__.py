@@ -7,7 +7,7 @@ from typing import Any
 from .execute import CpuExecutor, Executor
 from .fused import Fused
 from .fusing import fuse, fuse_recipe
-from .methods import METHODS, Method, Parameter, Place
+from .methods import METHODS, Method, Parameter, Place, Statistic
 from .plan import Plan, TensorPlan, make_plan
 from .recipe import ModelInput, Recipe, Slice, SliceSource, read_recipe
 from .running import Running
@@ -26,6 +26,7 @@ __all__ = [
     "Running",
     "Slice",
     "SliceSource",
+    "Statistic",
     "TensorPlan",
     "fuse",
     "fuse_recipe",

@@ -48,16 +48,18 @@ def card(record: Record, hub: Mapping[str, str]) -> bytes:
         record: what was made from what.
         hub: Hugging Face ids by address; only these are named as base models, where a path would mean nothing.
     """
-    # Each once, in the recipe's order.
-    bases = list(dict.fromkeys(hub[i.address] for i in record.inputs if i.address in hub))
+    # Each once, in the recipe's order; what was measured on the models is no base.
+    measured = {a for _, given in record.read_recipe().given() for a in given.statistics.values()}
+    bases = list(dict.fromkeys(hub[i.address] for i in record.inputs if i.address in hub and i.address not in measured))
     front: dict[str, Any] = {"base_model": bases, "base_model_relation": "merge"} if bases else {}
     front |= {"library_name": "transformers", "tags": ["merge", "cofuse"]}
-    count = len(record.inputs)
+    count = sum(i.address not in measured for i in record.inputs)
     text = _CARD.format(
         front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True),
         method=record.recipe["merge_method"],
         version=record.versions["cofuse"],
-        count="one checkpoint" if count == 1 else f"{count} checkpoints",
+        count=("one checkpoint" if count == 1 else f"{count} checkpoints")
+        + (" and their statistics" if measured else ""),
         rows="\n".join(
             f"| {_linked(i.address, hub)} | {f'`{i.content[:16]}`' if i.content else 'no tensor read'} |"
             for i in record.inputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,6 +43,7 @@ class Tensor:
         step: elements of each block but the last.
         wide: computed in float64, because something in it is float64.
         models, base: where it is read from.
+        statistics: where the models' statistics are, by their names.
     """
 
     spec: TensorSpec
@@ -54,6 +55,7 @@ class Tensor:
     wide: bool
     models: tuple[Source, ...]
     base: Source | None
+    statistics: Mapping[str, tuple[Source, ...]]
 
 
 class Fused(Checkpoint):
@@ -61,6 +63,13 @@ class Fused(Checkpoint):
 
     A tensor is always cut into the same blocks, whoever reads which range of it: what a method draws, and what it does
     with ties at a threshold, is keyed by the block's place.
+
+    Args:
+        plan: what happens to each tensor.
+        checkpoints: in the order of the plan's inputs.
+        executor: where blocks are computed; the processor when None.
+        files: of the result; the leader's when None.
+        before: called before anything is read; what it raises, every read raises.
     """
 
     def __init__(
@@ -69,6 +78,8 @@ class Fused(Checkpoint):
         checkpoints: Sequence[Checkpoint],
         executor: Executor | None = None,
         files: Mapping[str, bytes] | None = None,
+        *,
+        before: Callable[[], None] | None = None,
     ) -> None:
         self.plan = plan
         self.checkpoints = tuple(checkpoints)
@@ -83,6 +94,7 @@ class Fused(Checkpoint):
         self._surveying: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._scanned: set[str] = set()
         self._lock = threading.Lock()
+        self._before, self._beginning = before, threading.Lock()
         # Held by whoever computes a tensor so large that another one beside it would double the memory. Each fuse has its
         # own: one of its models may be such a fuse too, read by threads that this one waits for.
         self.alone = threading.Lock()
@@ -110,6 +122,8 @@ class Fused(Checkpoint):
     def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytes | bytearray | memoryview:
         name = self.resolve(name)
         start, stop = self.check_range(name, start, stop)
+        if self._before is not None:
+            self._begin()
         plan = self.plan.tensors[name]
         if plan.method is None:
             (source,) = plan.inputs
@@ -128,6 +142,16 @@ class Fused(Checkpoint):
             out[low - start : high - start] = block[low - first : high - first]
         return out.data
 
+    def surveyed_like(self, other: Fused) -> Fused:
+        """This fuse, with what another finds out about the whole; of a method whose survey no weight changes.
+
+        Args:
+            other: of the same method, checkpoints and parameters, the models' weights but for.
+        """
+        self._surveys, self._surveying, self._scanned = other._surveys, other._surveying, other._scanned
+        self._lock = other._lock
+        return self
+
     # What executors ask
 
     def tensor(self, name: str) -> Tensor:
@@ -142,11 +166,11 @@ class Fused(Checkpoint):
         tensor = self.tensor(name)
         return Place(name, tensor.spec.shape, index, index * tensor.step, self.plan.recipe.seed)
 
-    def block_shape(self, place: Place) -> tuple[int, ...]:
-        """The shape in which a method is handed a block."""
+    def block_shape(self, place: Place, source: Source | None = None) -> tuple[int, ...]:
+        """The shape in which a method is handed a block; of a statistic, whose whole may have a shape of its own."""
         tensor = self.tensor(place.tensor)
         if tensor.unit == "tensor":
-            return tensor.spec.shape
+            return tensor.spec.shape if source is None else source.checkpoint.spec(source.name).shape
         count = min(tensor.step, tensor.numel - place.start)
         if tensor.unit == "row":
             return (count // tensor.row if tensor.row else 0, tensor.row)
@@ -159,7 +183,8 @@ class Fused(Checkpoint):
             lock = self._surveying[key]
         with lock:
             if key not in self._surveys:
-                names = [name] if key else [n for n, t in self.plan.tensors.items() if t.method is not None]
+                method = self.plan.tensors[name].method
+                names = [name] if key else [n for n, t in self.plan.tensors.items() if t.method == method]
                 places = [self.place(n, i) for n in names for i in range(self._count(n))]
                 self._surveys[key] = self._executor.survey(self, name, places)
             return self._surveys[key]
@@ -170,6 +195,12 @@ class Fused(Checkpoint):
         if now:
             self._scanned.add(key)
         return key in self._scanned
+
+    def _begin(self) -> None:
+        with self._beginning:
+            if self._before is not None:
+                self._before()
+                self._before = None
 
     def _resolved(self, name: str) -> Tensor:
         plan = self.plan.tensors[name]
@@ -183,7 +214,8 @@ class Fused(Checkpoint):
         base = None if plan.base is None else self._source(plan.base)
         wide = "F64" in {spec.dtype, *(s.dtype for s in models), "" if base is None else base.dtype}
         scope = name if method.scope == "tensor" else ""
-        return Tensor(spec, spec.numel, method.unit, scope, row, step, wide, models, base)
+        statistics = {key: tuple(self._source(source) for source in own) for key, own in plan.statistics.items()}
+        return Tensor(spec, spec.numel, method.unit, scope, row, step, wide, models, base, statistics)
 
     def _source(self, source: Input) -> Source:
         checkpoint = self.checkpoints[source.checkpoint]

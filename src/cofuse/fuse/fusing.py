@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, Hashed
 from ..checkpoint.architecture import HEAD
 from ..checkpoint.quantized import dequantized
 from ..checkpoint.views import stacked_config
 from ..document import Keys
 from ..errors import FuseError
+from .bound import check_bound, check_unread
 from .chat import with_chat_template
 from .execute import Executor
 from .fused import Fused
@@ -30,6 +32,7 @@ def fuse(
     *,
     base: Checkpoint | None = None,
     weights: Sequence[float] | None = None,
+    statistics: Mapping[str, Sequence[Checkpoint | None]] | None = None,
     executor: Executor | None = None,
     **parameters: Value,
 ) -> Fused:
@@ -40,11 +43,14 @@ def fuse(
         models: the tuned checkpoints.
         base: what they were tuned from; gives names, dtypes and files.
         weights: one for each model; 1 each when None.
+        statistics: what the method wants to know of each model, by its name (`{"fisher": [...]}`), one checkpoint for each;
+            None for a model without, whose tensors are averaged. Those of another model are refused, before the first
+            value of the result at the latest; for that, a model whose content id is not known yet is read once more.
         executor: where blocks are computed; the processor when None.
         parameters: the method's hyperparameters (`lambda` is spelled `scale`).
 
     Raises:
-        FuseError: the models do not fit together, or a parameter is wrong.
+        FuseError: the models do not fit together, a parameter is wrong, or statistics are another model's.
 
     >>> import torch
     >>> from cofuse.checkpoint import Memory
@@ -55,16 +61,26 @@ def fuse(
     known = METHODS[method].parameters if method in METHODS else {}
     words = {keyword: name for name, keyword in SPELLINGS.items() if name in known and keyword not in known}
     spelled = {words.get(name, name): value for name, value in parameters.items()}
+    given = statistics or {}
+    for name, measured in given.items():
+        if len(measured) != len(models):
+            raise FuseError("as many statistics as models", where=name, got=len(measured), expected=len(models))
     recipe = simple_recipe(
         method,
         len(models),
         base=base is not None,
         parameters=spelled,
         weights=None if weights is None else tuple(float(w) for w in weights),
+        statistics=[
+            {name: f"{name} of {i}" for name in given if given[name][i] is not None} for i in range(len(models))
+        ],
     )
-    opened = [*models, *([] if base is None else [base])]
-    plan = make_plan(recipe, opened, lead=None if base is None else len(models))
-    return Fused(plan, opened, executor)
+    opened = {str(i): model for i, model in enumerate(models)} | ({} if base is None else {"base": base})
+    measures = {f"{name} of {i}": one for name in given for i, one in enumerate(given[name]) if one is not None}
+    plan = make_plan(recipe, {**opened, **measures}, lead=None if base is None else len(models))
+    plan = replace(plan, notes=(*plan.notes, *check_bound(recipe, opened, measures)))
+    checkpoints = [{**opened, **measures}[key] for key in plan.inputs]
+    return Fused(plan, checkpoints, executor, before=check_unread(recipe, opened, measures))
 
 
 def fuse_recipe(recipe: Recipe, opened: Mapping[str, Checkpoint], executor: Executor | None = None) -> Fused:
@@ -72,7 +88,8 @@ def fuse_recipe(recipe: Recipe, opened: Mapping[str, Checkpoint], executor: Exec
 
     Args:
         recipe: what to do.
-        opened: a checkpoint for each of `recipe.addresses`.
+        opened: a checkpoint for each of `recipe.addresses`. Statistics of another model are refused: of those that are
+            `Hashed` by `recorded`, after they were read; others are read once more, before the first value of the result.
         executor: where blocks are computed; the processor when None.
 
     Raises:
@@ -109,9 +126,14 @@ def fuse_recipe(recipe: Recipe, opened: Mapping[str, Checkpoint], executor: Exec
     with _placed(("chat_template",)):
         models = with_chat_template(recipe.chat_template, models, leader=leader)
     statistics = {a: opened[a] for _, given in recipe.given() for a in given.statistics.values()}
+    notes = check_bound(recipe, opened, statistics)
+    unwatched = {address: one for address, one in opened.items() if not isinstance(one, Hashed)}
+    before = check_unread(recipe, unwatched, statistics)
+    statistics = {a: _as_its_model(recipe, a, one) for a, one in statistics.items()}
     plan = make_plan(recipe, {**models, **statistics})
+    plan = replace(plan, notes=(*plan.notes, *notes))
     checkpoints = [{**models, **statistics}[key] for key in plan.inputs]
-    return Fused(plan, checkpoints, executor, _files(plan, checkpoints))
+    return Fused(plan, checkpoints, executor, _files(plan, checkpoints), before=before)
 
 
 @contextmanager
@@ -134,6 +156,12 @@ def _opened(part: Part, opened: Mapping[str, Checkpoint], executor: Executor | N
         return fuse_recipe(part.model, opened, executor)
     except PlannedError as error:
         raise error.at((*part.place, *error.keys)) from None
+
+
+def _as_its_model(recipe: Recipe, address: str, measured: Checkpoint) -> Checkpoint:
+    """A model's statistics under the names that the recipe gives the model's tensors."""
+    whose = next(given for _, given in recipe.given() if address in given.statistics.values())
+    return part_of(measured, measured, whose.prefix) if whose.prefix else measured
 
 
 def _files(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Mapping[str, bytes]:

@@ -167,6 +167,9 @@ def _action(plan: Plan, tensor: TensorPlan, layers: Sequence[int]) -> Action:
     texts = [plan.inputs[i.checkpoint] + _shift(i, layers) for i in sources] if moved else []
     if tensor.method is None and not moved:
         texts = [plan.inputs[i.checkpoint] for i in sources]
+    shown += [
+        f"{name} {' '.join(plan.inputs[i.checkpoint] for i in chosen)}" for name, chosen in tensor.statistics.items()
+    ]
     return Action(tensor.method or "copy", tensor.spec.dtype, "; ".join(shown), " + ".join(texts))
 
 
@@ -258,6 +261,6 @@ def _peak(plan: Plan, threads: int) -> int:
         row = tensor.spec.numel // max(1, tensor.spec.shape[0]) if len(tensor.spec.shape) > 1 else tensor.spec.numel
         step = {"block": BLOCK, "row": max(BLOCK, row), "tensor": tensor.spec.numel}[unit]
         width = 8 if tensor.spec.dtype == "F64" else 4
-        inputs = len(tensor.inputs) + (tensor.base is not None) + _BESIDE
+        inputs = len(tensor.inputs) + sum(map(len, tensor.statistics.values())) + (tensor.base is not None) + _BESIDE
         most = max(most, min(step, tensor.spec.numel) * width * inputs)
     return threads * (most + min(BLOCK_BYTES, plan.bytes_written))

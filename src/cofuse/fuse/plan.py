@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from ..checkpoint import Checkpoint, TensorSpec
@@ -13,7 +13,7 @@ from ..checkpoint.floats import FLOATS
 from ..document import Keys, nearest
 from ..errors import FuseError
 from .frozen import Frozen
-from .methods import METHODS, Parameter, keyword_arguments
+from .methods import Parameter, Statistic, keyword_arguments
 from .recipe import DTYPE_WORDS, Recipe
 from .settings import Scalar, Setting, value_at
 from .slices import Member, PlannedError, Row, Stretch, rows, source_name, stretches
@@ -24,6 +24,11 @@ REFUSED = frozenset({*FLOATING, "C64"} - FLOATS)
 COMPUTED = re.compile(
     r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids|attn\.(?:masked_)?bias|attn\.attention\.masked_bias)$"
 )
+
+
+# What is done with a tensor of which a model has no statistics.
+WITHOUT_STATISTICS = "linear"
+NAMED = 6  # names that a note lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +110,16 @@ def make_plan(
     settings = [_Settings(recipe, stretch) for stretch in spread]
     out_dtype = DTYPE_WORDS.get(recipe.out_dtype or recipe.dtype or "")
     tensors: dict[str, TensorPlan] = {}
+    lacking: Lacking = {}
     read = written = 0
     listed = list(rows(spread, found))
     # Heads that the leader ties and a model does not.
     heads = _more_heads(spread, found, {row.name for row in listed})
     for row in (*listed, *(Row(name, len(spread) - 1, 0.0, None, name) for name in heads)):
-        planned = _tensor(row, spread[row.stretch], settings[row.stretch], found, recipe, out_dtype)
+        planned = _tensor(row, spread[row.stretch], settings[row.stretch], found, recipe, out_dtype, lacking)
         tensors[row.name] = planned
-        sources = (*planned.inputs, *([planned.base] if planned.base else []))
+        statistics = (i for chosen in planned.statistics.values() for i in chosen)
+        sources = (*planned.inputs, *([planned.base] if planned.base else []), *statistics)
         read += sum(found[i.checkpoint].spec(i.name).nbytes for i in sources)
         written += planned.spec.nbytes
     _refuse_more(spread, found, tensors)
@@ -122,8 +129,9 @@ def make_plan(
     layers = tuple(
         (stretch.leader.checkpoint, stretch.leader.start + i) for stretch in spread for i in range(stretch.layers or 0)
     )
-    notes = tuple(f"{name}: {recipe.merge_method} has no such parameter; nothing changes" for name in recipe.idle)
-    return Plan(recipe, inputs, Frozen(tensors), leader, Frozen(aliases), layers, read, written, notes)
+    notes = [f"{name}: {recipe.merge_method} has no such parameter; nothing changes" for name in recipe.idle]
+    notes += _notes_of(lacking, inputs)
+    return Plan(recipe, inputs, Frozen(tensors), leader, Frozen(aliases), layers, read, written, tuple(notes))
 
 
 def _in_order(recipe: Recipe, given: Mapping[str, Checkpoint] | Sequence[Checkpoint]) -> dict[str, Checkpoint]:
@@ -214,6 +222,7 @@ def _tensor(
     checkpoints: Sequence[Checkpoint],
     recipe: Recipe,
     out_dtype: str | None,
+    lacking: Lacking,
 ) -> TensorPlan:
     lead = checkpoints[stretch.leader.checkpoint]
     own = _find(row, stretch, stretch.leader, checkpoints)
@@ -244,22 +253,68 @@ def _tensor(
     if not fused:
         return TensorPlan(row.name, spec, None, (own,))
     inputs = tuple(i for i in found if i is not None)
-    statistics = {
-        name: tuple(Input(member.statistics[name], i.name) for member, i in zip(members, inputs, strict=True))
-        for name in METHODS[recipe.merge_method].statistics
-    }
-    for name, chosen in statistics.items():
-        for i in chosen:
-            _check_same(checkpoints[i.checkpoint], i.name, spec, (*stretch.keys, "statistics", name))
+    method, parameters = recipe.merge_method, settings.of(row, [i.name for i in inputs])
+    statistics: dict[str, tuple[Input, ...]] = {}
+    for name, statistic in recipe.method.statistics.items():
+        chosen = [
+            _statistic(name, statistic, member, i, spec.shape, checkpoints)
+            for member, i in zip(members, inputs, strict=True)
+        ]
+        if recipe.tokenizer_settings is not None and VOCABULARY.search(row.name):
+            chosen = [None] * len(members)  # its rows may be other tokens' than those that were measured
+        statistics[name] = tuple(i for i in chosen if i is not None)
+        without = tuple(i.checkpoint for i, one in zip(inputs, chosen, strict=True) if one is None)
+        if without:
+            lacking.setdefault((name, without if statistic.shapes(spec.shape) else ()), []).append(row.name)
+            method = WITHOUT_STATISTICS
+    if method != recipe.merge_method:
+        statistics, parameters = {}, Frozen({"weight": parameters["weight"], "normalize": True})
     return TensorPlan(
         row.name,
         TensorSpec(out_dtype, spec.shape) if out_dtype else spec,
-        recipe.merge_method,
+        method,
         inputs,
         base,
-        settings.of(row, [i.name for i in inputs]),
+        parameters,
         Frozen(statistics),
     )
+
+
+# Which tensors have no such statistic in which checkpoints; in none of them where there can be none.
+Lacking = dict[tuple[str, tuple[int, ...]], list[str]]
+
+
+def _statistic(
+    name: str,
+    statistic: Statistic,
+    member: Member,
+    tensor: Input,
+    shape: tuple[int, ...],
+    checkpoints: Sequence[Checkpoint],
+) -> Input | None:
+    """A model's statistic of one of its tensors; None where it has none."""
+    allowed, place = statistic.shapes(shape), member.statistics.get(name)
+    if not allowed or place is None or tensor.name not in checkpoints[place]:
+        return None
+    measured = checkpoints[place]
+    got = measured.spec(tensor.name)
+    if got.shape in allowed and got.dtype in FLOATS:
+        return Input(place, tensor.name)
+    raise PlannedError(
+        "a statistic has another shape" if got.dtype in FLOATS else "a statistic has another dtype",
+        where=f"{measured.where}: {tensor.name}",
+        got=f"{got.dtype} {list(got.shape)}",
+        expected=" or ".join(str(list(one)) for one in allowed),
+        hint=f"is it the {name} of this model?",
+    ).at((*member.keys, "statistics", name))
+
+
+def _notes_of(lacking: Lacking, inputs: Sequence[str]) -> Iterator[str]:
+    for (name, without), tensors in lacking.items():
+        listed = ", ".join(tensors[:NAMED]) + (f" and {len(tensors) - NAMED} more" if len(tensors) > NAMED else "")
+        whose = ", ".join(inputs[i] for i in without)
+        said = f"no {name} of {whose} for" if whose else f"tensors of these shapes have no {name}:"
+        yield f"{said} {listed}; the mean of the models is taken"
 
 
 def _find(row: Row, stretch: Stretch, member: Member, checkpoints: Sequence[Checkpoint]) -> Input | None:
@@ -331,7 +386,7 @@ def _refuse_more(
 
 def _refuse_unequal(recipe: Recipe, tensors: Mapping[str, TensorPlan]) -> None:
     """A method that looks at the whole model has one set of parameters, and the same models everywhere."""
-    fused = [t for t in tensors.values() if t.method is not None]
+    fused = [t for t in tensors.values() if t.method == recipe.merge_method]
     for tensor in fused[1:]:
         first = fused[0]
         for name in first.parameters:

@@ -201,9 +201,10 @@ class Recipe(Document):
                     wanted = ", ".join(self.method.statistics)
                     said = f"only {wanted}" if wanted else f"none: {self.merge_method} takes no statistics"
                     raise PlacedError((*keys, "statistics", name), said, name)
-            missing = [s for s in self.method.statistics if s not in given.statistics]
-            if missing and given.key != self.base_key:
-                raise PlacedError((*keys, "statistics"), f'"{missing[0]}", which {self.merge_method} needs', None)
+        # A model without them is averaged with the others, which the plan says; when none has any, they were forgotten.
+        for name in self.method.statistics:
+            if not any(name in given.statistics for _, given in self.given()):
+                raise PlacedError((*keys, "statistics"), f'"{name}", which {self.merge_method} needs', None)
 
     def _check_inputs(self) -> None:
         method, name = self.method, self.merge_method
@@ -328,9 +329,17 @@ def read_recipe(path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
 
 
 def simple_recipe(
-    method: str, models: int, *, base: bool, parameters: Mapping[str, Value], weights: tuple[float, ...] | None = None
+    method: str,
+    models: int,
+    *,
+    base: bool,
+    parameters: Mapping[str, Value],
+    weights: tuple[float, ...] | None = None,
+    statistics: Sequence[Mapping[str, str]] = (),
 ) -> Recipe:
     """The recipe of a fuse asked for in Python; models are named by their place, the base is "base".
+
+    `statistics` are what each model's are called, by the method's names.
 
     Raises:
         FuseError: the method or a parameter is unknown.
@@ -346,7 +355,10 @@ def simple_recipe(
         own = [{} if weights is None else {"weight": weights[i]} for i in range(models)]
         return Recipe(
             merge_method=method,
-            models=tuple(ModelInput(model=str(i), parameters=given) for i, given in enumerate(own)),
+            models=tuple(
+                ModelInput(model=str(i), parameters=given, statistics=dict(statistics[i]) if statistics else {})
+                for i, given in enumerate(own)
+            ),
             base_model="base" if base and row.needs_base is not False else None,
             parameters=dict(parameters),
         )

@@ -17,6 +17,7 @@ from .._version import __version__
 from ..checkpoint import Checkpoint, Hashed, content_id, content_id_of, file_id
 from ..document import Document
 from ..errors import FuseError
+from .bound import refuse_unbound
 from .card import CARD, card
 from .recipe import Recipe
 
@@ -114,6 +115,9 @@ def recorded(
         device: where blocks were computed.
         hub: the Hugging Face ids of those addresses that are on that hub; the card links to them.
 
+    Raises:
+        FuseError: statistics went in that were measured on another model.
+
     >>> import torch
     >>> from cofuse.checkpoint import Memory
     >>> from cofuse.fuse import Recipe, fuse
@@ -125,13 +129,15 @@ def recorded(
     ['README.md', 'cofuse.json']
     """
     ids = result.tensor_ids()
+    records = tuple(input_record(address, inputs[address]) for address in recipe.addresses)
+    refuse_unbound(recipe, inputs, {record.address: record.content for record in records})
     own = {name: data for name, data in result.files.items() if name not in (RECORD, CARD)}
     record = Record(
         recipe=recipe.canonical,
         seed=recipe.seed,
         versions=versions(),
         device=device,
-        inputs=tuple(input_record(address, inputs[address]) for address in recipe.addresses),
+        inputs=records,
         output=OutputRecord(
             content=content_id_of(ids),
             tensors=len(ids),

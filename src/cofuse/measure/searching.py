@@ -5,15 +5,16 @@ Candidates are fused lazily and read once, into whatever evaluates them; nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, Hashed
 from ..errors import TaskError
-from ..fuse import fuse
+from ..fuse import METHODS, Fused, fuse
 from ..progress import SILENT, Progress
 
 # As many as the paper's grid of a pair has: 0, 0.02, ..., 1.
@@ -87,7 +88,11 @@ def search(
         parameters: more of the method's.
 
     Returns:
-        The best; among equal ones that with the most of the target.
+        The best; among equal ones that with the most of the target. A score that is no finite number is the worst.
+
+    Raises:
+        TaskError: there is nothing to try, or no candidate has a finite score.
+        FuseError: the models do not fit together, or statistics are another model's.
 
     >>> import torch
     >>> from cofuse.checkpoint import Memory
@@ -101,15 +106,25 @@ def search(
     tried = mixtures(len(models)) if weights is None else [tuple(map(float, one)) for one in weights]
     scores: dict[Weights, float] = {}
     best: tuple[tuple[float, float], Weights, Checkpoint] | None = None
+    first: Fused | None = None
+    if statistics:  # whose they are is found out once, not for every candidate
+        models = [model if isinstance(model, Hashed) else Hashed(model) for model in models]
     bar = progress.bar(f"searching, {method}", len(tried))
     for one in tried:
         fused = fuse(method, models, weights=one, statistics=statistics, **parameters)
+        if first is None:
+            first = fused
+        elif METHODS[method].weightless:
+            fused.surveyed_like(first)
         scores[one] = score = evaluate(fused)
-        if best is None or (score, one[0]) > best[0]:
-            best = (score, one[0]), one, fused
+        worth = score if math.isfinite(score) else -math.inf
+        if best is None or (worth, one[0]) > best[0]:
+            best = (worth, one[0]), one, fused
         bar.advance(1)
     if best is None:
         raise TaskError("nothing to search", got="no weights")
+    if best[0][0] == -math.inf:
+        raise TaskError("no candidate has a score", got=next(iter(scores.values())), expected="a finite number")
     return Searched(best[1], best[0][0], scores, best[2])
 
 

@@ -43,6 +43,13 @@ def recipe_for(method: str, settings: Mapping[str, Any], seed: int, *, ours: str
     """
     if method not in METHODS:
         raise FuseError("unknown merge method", got=method, hint=nearest(method, METHODS))
+    if METHODS[method].statistics:
+        raise FuseError(
+            "the method wants statistics, which a version has not",
+            where=method,
+            got=", ".join(METHODS[method].statistics),
+            hint="fuse by a recipe that names them, and commit the result",
+        )
     known = METHODS[method].parameters
     own: dict[str, dict[str, Any]] = {"": {}, **{side: {} for side in SIDES}}
     try:

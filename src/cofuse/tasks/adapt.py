@@ -11,14 +11,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from ..checkpoint import Checkpoint, Memory
+from ..checkpoint import Checkpoint, body
 from ..document import Document
 from ..errors import TaskError
 from ..progress import SILENT, Progress
 from .examples import Examples
 from .finetune import Finetuning
 from .kinds.text import collate, encode, tokenizer_of
-from .model import Precision, body_checkpoint, names_in, seeded
+from .model import Precision, body_checkpoint, homes_of, seeded
 from .training import Rows, train
 
 _IGNORED = -100  # labels of positions that no loss is taken of, as in torch
@@ -41,7 +41,7 @@ class MaskedLanguage(Document):
 
 def adapt(
     base: Checkpoint, texts: Sequence[str], settings: MaskedLanguage, *, seed: int, progress: Progress = SILENT
-) -> Memory:
+) -> Checkpoint:
     """Train a body further on unlabelled texts.
 
         loss = mean over chosen tokens of -log p(token | the text with the chosen tokens hidden)
@@ -55,7 +55,7 @@ def adapt(
         progress: told of every step.
 
     Returns:
-        The body, under the base's names and with its files.
+        The body, under the base's names and with its files; what takes no part in it (a pooler) is the base's.
 
     Raises:
         TaskError: there are no texts, the tokenizer has no mask, or transformers has no such head for the model.
@@ -89,7 +89,7 @@ def adapt(
         batch_size=settings.batch_size,
         progress=progress,
     )
-    return body_checkpoint(model.body, base)
+    return body(body_checkpoint(model.body, base), like=base)
 
 
 class Hide:
@@ -136,7 +136,7 @@ def masked_model(base: Checkpoint, seed: int) -> nn.Module:
     """The masked language model of a checkpoint's config, in float32; what the checkpoint lacks of it is drawn.
 
     Raises:
-        TaskError: there is no config, or transformers has no such head for the model.
+        TaskError: there is no config, transformers has no such head for the model, or the tensors do not fit it.
     """
     from transformers import AutoConfig, AutoModelForMaskedLM
 
@@ -157,6 +157,6 @@ def masked_model(base: Checkpoint, seed: int) -> nn.Module:
         ) from None
     own = dict(model.state_dict(keep_vars=True))
     with torch.no_grad():
-        for name, there in names_in(model, {*base.names(), *base.aliases}).items():
+        for name, there in homes_of(model, base).items():
             own[name].copy_(base.read(there))
     return model

@@ -57,15 +57,7 @@ def load_body(checkpoint: Checkpoint, *, dropout: float | None = None) -> nn.Mod
         raise TaskError("no config.json, so no architecture", where=checkpoint.where)
     module, fresh = _build(raw, dropout)
     own = dict(module.state_dict(keep_vars=True))
-    known = {*checkpoint.names(), *checkpoint.aliases}
-    homes = names_in(module, known)
-    # Half of a model may be enough (an encoder alone), but then it is most of the checkpoint.
-    if len(homes) * 2 < min(len(own), len(known)) or not homes:
-        raise TaskError(
-            "the weights do not belong to the config",
-            where=checkpoint.where,
-            got=f"{len(homes)} of {len(own)} tensors found",
-        )
+    homes = homes_of(module, checkpoint)
     # A tied tensor has several names here and often one in the checkpoint: what one name found, another must not reset.
     filled = {own[name].data_ptr() for name in homes if own[name].numel()}
     with torch.no_grad():
@@ -75,18 +67,38 @@ def load_body(checkpoint: Checkpoint, *, dropout: float | None = None) -> nn.Mod
                 if parameter.data_ptr() not in filled:
                     parameter.copy_(fresh[name])
                 continue
-            if checkpoint.spec(there).shape != tuple(parameter.shape):
-                raise TaskError(
-                    "a tensor does not fit the model's config",
-                    where=f"{checkpoint.where}: {there}",
-                    got=list(checkpoint.spec(there).shape),
-                    expected=list(parameter.shape),
-                )
             parameter.copy_(checkpoint.read(there))
     for parameter in module.parameters():
         parameter.requires_grad_(True)
         parameter.grad = None
     return module
+
+
+def homes_of(module: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """Names of a module's tensors -> where a checkpoint that belongs to it has them.
+
+    Raises:
+        TaskError: the checkpoint is of another architecture, or a tensor of another shape.
+    """
+    own = module.state_dict()
+    known = {*checkpoint.names(), *checkpoint.aliases}
+    homes = names_in(module, known)
+    # Half of a model may be enough (an encoder alone), but then it is most of the checkpoint.
+    if len(homes) * 2 < min(len(own), len(known)) or not homes:
+        raise TaskError(
+            "the weights do not belong to the config",
+            where=checkpoint.where,
+            got=f"{len(homes)} of {len(own)} tensors found",
+        )
+    for name, there in homes.items():
+        if checkpoint.spec(there).shape != tuple(own[name].shape):
+            raise TaskError(
+                "a tensor does not fit the model's config",
+                where=f"{checkpoint.where}: {there}",
+                got=list(checkpoint.spec(there).shape),
+                expected=list(own[name].shape),
+            )
+    return homes
 
 
 def names_in(module: nn.Module, known: Collection[str]) -> dict[str, str]:

@@ -59,6 +59,7 @@ class CpuExecutor:
         if method.placed:
             arguments["place"] = place
         check = not fused.scanned(name)
+        arguments |= {statistic: self.statistics(fused, place, statistic) for statistic in method.statistics}
         models, base = self.models(fused, place, check), self.base(fused, place, check)
         result = compiled(method)(models, base, **arguments)
         if _quick(method, plan.spec.dtype) and result.dtype == np.float32:
@@ -146,12 +147,24 @@ class CpuExecutor:
         source = fused.tensor(place.tensor).base
         return None if source is None else self._load(fused, source, place, check)
 
-    def _load(self, fused: Fused, source: Source, place: Place, check: bool) -> Array:
-        shape = fused.block_shape(place)
+    def statistics(self, fused: Fused, place: Place, statistic: str) -> Iterator[Array]:
+        """The models' blocks of a statistic; of a whole tensor, all of it."""
+        low = METHODS[fused.plan.tensors[place.tensor].method or ""].statistics[statistic].low
+        for source in fused.tensor(place.tensor).statistics[statistic]:
+            values = self._load(fused, source, place, True, fused.block_shape(place, source))
+            if low is not None and values.min(initial=low) < low:
+                raise below(source, statistic, low, float(values.min()), place.start + int(values.argmin()))
+            yield values
+
+    def _load(
+        self, fused: Fused, source: Source, place: Place, check: bool, shape: tuple[int, ...] | None = None
+    ) -> Array:
+        shape = fused.block_shape(place) if shape is None else shape
         raw = np.empty(math.prod(shape) * source.width, np.uint8)
         if len(raw):
             source.checkpoint.read_into(source.name, place.start * source.width, raw.data)
-        wide, method = fused.tensor(place.tensor).wide, fused.plan.tensors[place.tensor].method
+        wide = source.dtype == "F64" or fused.tensor(place.tensor).wide
+        method = fused.plan.tensors[place.tensor].method
         if not wide and method is not None and _quick(METHODS[method], source.dtype):
             values: Array
             finite: bool
@@ -192,6 +205,15 @@ class _Scan:
         fused.scanned(self._name, now=True)
         return found
 
+    def of(self, statistic: str, look: Look[T]) -> list[T]:
+        """See `StatisticsScan`."""
+        executor, fused = self._executor, self._fused
+
+        def at(place: Place) -> T:
+            return look(executor.statistics(fused, place, statistic), None, place)
+
+        return map_each(at, self._places, executor.threads)
+
     def products(self, *, with_base: bool) -> list[tuple[bool, str, list[float]]] | None:
         """See `QuickScan`."""
         executor, fused = self._executor, self._fused
@@ -214,6 +236,16 @@ class _Scan:
             return None  # the long way finds out what is not finite, and where
         fused.scanned(self._name, now=True)
         return found
+
+
+def below(source: Source, statistic: str, low: float, got: float, at: int) -> FuseError:
+    """What is said of a statistic that cannot be."""
+    return FuseError(
+        f"a value of a {statistic} is below {low:g}",
+        where=f"{source.checkpoint.where}: {source.name}",
+        got=f"{got} at element {at}",
+        hint=f"this is no {statistic}: measure it again, or leave it out and the models' mean is taken",
+    )
 
 
 def _sources(tensor: Tensor) -> list[Source]:

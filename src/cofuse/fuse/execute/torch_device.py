@@ -22,9 +22,10 @@ from ...checkpoint import Checkpoint, map_each
 from ...checkpoint.dtypes import bits
 from ...errors import FuseError
 from ..methods import METHODS, Array, Look, Method, Place, keyword_arguments
+from .cpu import below
 
 if TYPE_CHECKING:
-    from ..fused import Fused
+    from ..fused import Fused, Source
 
 T = TypeVar("T")
 
@@ -95,17 +96,17 @@ class TorchExecutor:
         assert method.survey is not None
         runs = list(_runs(fused, places, self.together if _joins(method) else 1))
 
-        def scan(look: Look[T]) -> list[T]:
-            def looked(run: _Run) -> T:
-                staging = self._staging()
-                with staging.working():
-                    inputs = _Inputs(fused, run, staging)
-                    with inputs.checked():
-                        return look(inputs.models(), inputs.base(), run.place)
+        return method.survey(_Scan(self, fused, runs), **keyword_arguments(plan.parameters))
 
-            return map_each(looked, runs, self.threads)
-
-        return method.survey(scan, **keyword_arguments(plan.parameters))
+    def looked_at(self, fused: Fused, run: _Run, look: Look[T], statistic: str | None) -> T:
+        """What a survey sees of one run: the models' blocks, or those of a statistic of theirs."""
+        staging = self._staging()
+        with staging.working():
+            inputs = _Inputs(fused, run, staging)
+            with inputs.checked():
+                if statistic is not None:
+                    return look(inputs.statistics(statistic), None, run.place)
+                return look(inputs.models(), inputs.base(), run.place)
 
     def _waits(self, fused: Fused, name: str, first: int) -> bool:
         owner, *run = getattr(self._own, "run", (lambda: None, "", 0))
@@ -120,6 +121,7 @@ class TorchExecutor:
         staging = self._staging()
         inputs = _Inputs(fused, run, staging)
         with staging.working(), inputs.checked():
+            arguments |= {statistic: inputs.statistics(statistic) for statistic in method.statistics}
             # Compiled kernels are for the processor: their plain twins run anywhere.
             result: Any = method.function(inputs.models(), inputs.base(), **arguments)
             stored = result.to(DTYPES[plan.spec.dtype]).contiguous()
@@ -169,6 +171,24 @@ def _runs(fused: Fused, places: list[Place], together: int) -> Iterator[_Run]:
             yield _run(fused, place, size, together)
 
 
+class _Scan:
+    """A scan over runs of blocks, in the executor's threads."""
+
+    def __init__(self, executor: TorchExecutor, fused: Fused, runs: list[_Run]) -> None:
+        self._executor, self._fused, self._runs = executor, fused, runs
+
+    def __call__(self, look: Look[T]) -> list[T]:
+        return self._over(look, None)
+
+    def of(self, statistic: str, look: Look[T]) -> list[T]:
+        """See `StatisticsScan`."""
+        return self._over(look, statistic)
+
+    def _over(self, look: Look[T], statistic: str | None) -> list[T]:
+        executor, fused = self._executor, self._fused
+        return map_each(lambda run: executor.looked_at(fused, run, look, statistic), self._runs, executor.threads)
+
+
 class _Inputs:
     """The inputs of one run on the device, each read when it is asked for."""
 
@@ -176,6 +196,7 @@ class _Inputs:
         self._fused, self._run, self._staging = fused, run, staging
         self._dtype = torch.float64 if fused.tensor(run.place.tensor).wide else torch.float32
         self._finite: list[tuple[torch.Tensor, Checkpoint, str]] = []
+        self._bounded: list[tuple[torch.Tensor, Source, str, float]] = []
 
     def models(self) -> Iterator[Array]:
         for source in self._fused.tensor(self._run.place.tensor).models:
@@ -184,6 +205,18 @@ class _Inputs:
     def base(self) -> Array | None:
         source = self._fused.tensor(self._run.place.tensor).base
         return None if source is None else self._load(source.checkpoint, source.name)
+
+    def statistics(self, statistic: str) -> Iterator[Array]:
+        """The models' blocks of a statistic; of a whole tensor, all of it."""
+        fused, place = self._fused, self._run.place
+        low = METHODS[fused.plan.tensors[place.tensor].method or ""].statistics[statistic].low
+        for source in fused.tensor(place.tensor).statistics[statistic]:
+            whole = fused.tensor(place.tensor).unit == "tensor"
+            shape = fused.block_shape(place, source) if whole else self._run.shape
+            values: Any = self._load(source.checkpoint, source.name, shape)
+            if low is not None and values.numel():
+                self._bounded.append((values.min(), source, statistic, low))
+            yield values
 
     @contextmanager
     def checked(self) -> Iterator[None]:
@@ -198,20 +231,26 @@ class _Inputs:
             if self._finite and not bool(torch.stack([flag for flag, _, _ in self._finite]).all()):
                 _, checkpoint, name = next(found for found in self._finite if not bool(found[0]))
                 raise _not_finite(checkpoint, name, self._run)
+            for least, source, statistic, low in self._bounded:
+                if float(least) < low:
+                    values = source.checkpoint.read(source.name).reshape(-1)
+                    at = int((values < low).int().argmax())
+                    raise below(source, statistic, low, float(values[at]), at)
 
-    def _load(self, checkpoint: Checkpoint, name: str) -> Array:
+    def _load(self, checkpoint: Checkpoint, name: str, shape: tuple[int, ...] | None = None) -> Array:
+        shape = self._run.shape if shape is None else shape
         code = checkpoint.spec(name).dtype
         width = bits(code) // 8
-        count = int(np.prod(self._run.shape, dtype=np.int64))
+        count = int(np.prod(shape, dtype=np.int64))
 
         def fill(raw: memoryview) -> None:
             checkpoint.read_into(name, self._run.place.start * width, raw)
 
         raw = self._staging.up(count * width, fill)
         # In memory of its own: methods may overwrite it.
-        values = raw.view(DTYPES[code]).to(self._dtype)
+        values = raw.view(DTYPES[code]).to(torch.float64 if code == "F64" else self._dtype)
         self._finite.append((torch.isfinite(values).all(), checkpoint, name))
-        found: Any = values.reshape(self._run.shape)
+        found: Any = values.reshape(shape)
         return found  # type: ignore[no-any-return]
 
 

@@ -11,13 +11,14 @@ from .consensus import consensus
 from .dare import dare_linear, dare_masks, dare_ties
 from .della import check_probabilities, della, della_linear, della_masks
 from .ema import ema
+from .fisher import fisher, fisher_scales
 from .geometric_median import geometric_median, geometric_median_shares
 from .gram import mixed
 from .iso_c import iso_c
 from .karcher import karcher, karcher_shares
 from .krum import check_counts, krum, krum_shares, multi_krum, multi_krum_shares
 from .linear import linear, linear_shares
-from .method import Array, Look, Method, Parameter, Place, Scan, Scope, Unit
+from .method import Array, Look, Method, Parameter, Place, Scan, Scope, Statistic, Unit
 from .model_stock import model_stock, model_stock_shares
 from .multislerp import multislerp, multislerp_shares
 from .nearswap import nearswap
@@ -27,6 +28,7 @@ from .order import median, trimmed_mean
 from .passthrough import passthrough
 from .pcb import pcb, survey_balance
 from .ram import ram, ramplus_tl, survey_shares
+from .regmean import gram_shapes, regmean
 from .sce import sce, sce_selection
 from .slerp import slerp, slerp_ends
 from .task_arithmetic import task_arithmetic, task_arithmetic_shares
@@ -36,6 +38,7 @@ from .weights import refuse_cancelled
 from .wise_ft import wise_ft, wise_ft_shares
 
 WEIGHT = Parameter(1.0, per_model=True)
+SHARE = Parameter(1.0, per_model=True, low=0.0)
 OWN_SCOPE = Parameter("model", choices=("model", "tensor"))
 CHANGE = Parameter(1e-5, low=0.0)  # what counts as a change
 SPARSE = {
@@ -254,6 +257,37 @@ METHODS: dict[str, Method] = {
         survey_balance,
         scope="model",
     ),
+    "fisher": Method(
+        fisher,
+        "block",
+        False,
+        {
+            "weight": SHARE,
+            "normalize_by": Parameter("mean", choices=("mean", "rms", "none")),
+            "floor": Parameter(1e-6, low=0.0),
+            "floor_on": Parameter("all", choices=("all", "target")),
+        },
+        fisher_scales,
+        scope="model",
+        weightless=True,
+        kernel="fisher:fisher",
+        check=refuse_cancelled,
+        statistics={"fisher": Statistic(low=0.0)},
+    ),
+    "regmean": Method(
+        regmean,
+        "tensor",
+        False,
+        {
+            "weight": SHARE,
+            "alpha": Parameter(0.9, low=0.0, high=1.0),
+            "ridge": Parameter(1e-6, low=0.0),
+            "normalize_by": Parameter("none", choices=("mean", "none")),
+        },
+        placed=True,
+        check=refuse_cancelled,
+        statistics={"gram": Statistic(gram_shapes)},
+    ),
 }
 
 # Parameters whose usual name is a Python keyword.
@@ -278,6 +312,7 @@ __all__ = [
     "Place",
     "Scan",
     "Scope",
+    "Statistic",
     "Unit",
     "keyword_arguments",
 ]

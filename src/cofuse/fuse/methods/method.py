@@ -74,12 +74,37 @@ class Scan(Protocol):
         """Blocks are looked at side by side; `look` must be pure."""
 
 
+class StatisticsScan(Scan, Protocol):
+    """A scan that goes over the models' statistics too."""
+
+    def of(self, statistic: str, look: Look[T]) -> list[T]:
+        """As a scan, with the blocks of one statistic in the models' place; without a base."""
+
+
 @runtime_checkable
 class QuickScan(Scan, Protocol):
     """A scan that has a shorter way to inner products."""
 
     def products(self, *, with_base: bool) -> list[tuple[bool, str, list[float]]] | None:
         """What `gram.gram` finds in every block; None where there is no shorter way."""
+
+
+def as_its_tensor(shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The shape of a statistic that has a number for each of a tensor's."""
+    return (shape,)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """What a method wants to know of each model besides its weights: a checkpoint with the model's names.
+
+    Attributes:
+        shapes: the shapes that it may have for a tensor of the given one; none where such a tensor has no such statistic.
+        low: no value of it is smaller; None where there is no such bound.
+    """
+
+    shapes: Callable[[tuple[int, ...]], tuple[tuple[int, ...], ...]] = as_its_tensor
+    low: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +122,7 @@ class Method:
         survey: `survey(scan, *, parameters...)` finds what must be known of the whole before any block: thresholds,
             inner products. Its result goes to `function` as `known`.
         scope: what a survey goes over: one tensor, or all that the method fuses.
+        weightless: the survey finds the same whatever the models' weights are, so fuses that differ in them share it.
         placed: the function also takes `place`, the block's Place.
         models: how many it takes, least and most (the base not counted).
         kernel: "module:function" below `fuse.kernels`, compiled, with the function's signature.
@@ -105,7 +131,10 @@ class Method:
             blocks are combined as they are stored, in one compiled pass, where that pays.
         check: `check(count, *, parameters...)` refuses, with a FuseError, parameters that do not fit together or that do not
             fit so many models; called when the plan is made.
-        statistics: what each model must bring besides its weights (a Fisher diagonal, a Gram matrix), as checkpoints.
+        statistics: what each model brings besides its weights (a Fisher diagonal, a Gram matrix), by name. The function
+            takes an argument of that name: an iterable of the models' blocks of it, cut as `models` are, or whole and in
+            their own shape where the unit is a tensor. A tensor of which a model has none is not this method's: the
+            models' mean, by their `weight`, is taken, and the plan says so.
     """
 
     function: Callable[..., Array]
@@ -114,9 +143,10 @@ class Method:
     parameters: Mapping[str, Parameter] = field(default_factory=lambda: MappingProxyType({}))
     survey: Callable[..., Any] | None = None
     scope: Scope = "tensor"
+    weightless: bool = False
     placed: bool = False
     models: tuple[int, int | None] = (1, None)
     kernel: str | None = None
     mix: Callable[..., Sequence[float] | None] | None = None
     check: Callable[..., None] | None = None
-    statistics: tuple[str, ...] = ()
+    statistics: Mapping[str, Statistic] = field(default_factory=lambda: MappingProxyType({}))
