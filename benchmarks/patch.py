@@ -32,8 +32,9 @@ def prepare(folder: Path, task_folder: str, steps: int) -> None:
     import torch
 
     from cofuse.tasks import open_task
-    from cofuse.tasks.finetune import Collator, Finetuning, Rows, finetune
+    from cofuse.tasks.finetune import Finetuning, finetune
     from cofuse.tasks.model import body_checkpoint
+    from cofuse.tasks.training import Collator, Rows
 
     base, task = cofuse.open(BASE), open_task(task_folder)
     examples = task.examples("train")

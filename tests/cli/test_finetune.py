@@ -112,16 +112,49 @@ def test_a_killed_training_leaves_nothing_and_goes_on(here: Path) -> None:
     assert content_id(open_local(here / "k")) == content_id(open_local(here / "straight"))
 
 
+def test_a_training_whose_result_cannot_be_written_is_kept(here: Path) -> None:
+    line = ["finetune", "base", "--task", "tasks/opinions", "--max-length", "16", "--steps", "100", "-o", "w.patch"]
+    running = subprocess.Popen([sys.executable, "-m", "cofuse", *line], cwd=here, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while running.poll() is None and not (here / "w.patch.training" / "work.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    (here / "w.patch").mkdir()  # somebody takes its place
+    assert "w.patch" in running.communicate()[1]
+    assert running.returncode == 1
+    assert not (here / "w.head.safetensors").exists()
+    assert (here / "w.patch.training" / "trainer" / "checkpoint-100").is_dir()
+    (here / "w.patch").rmdir()
+    ran(*line, cwd=here)
+    assert not (here / "w.patch.training").exists()
+    ran(*line[:-1], "straight.patch", cwd=here)
+    assert Patch.load(here / "w.patch").result == Patch.load(here / "straight.patch").result
+
+
+@pytest.mark.parametrize("options", [(), ("--set", "freeze=[nothing]")])
+def test_a_folder_that_is_in_the_way_of_the_work_stays(options: tuple[str, ...], here: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "m.training" / "thesis.txt"
+    kept.parent.mkdir()
+    kept.write_text("years", encoding="utf-8")
+    with pytest.raises(CofuseError, match="other things"):
+        ran("finetune", "base", "--task", "tasks/opinions", *QUICK, *options, "-o", str(tmp_path / "m"), cwd=here)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [kept]
+    assert kept.read_text(encoding="utf-8") == "years"
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (("--head-out", "tasks"), "not a head's file"),
+        (("--head-out", "base/config.json/h"), "cannot write"),
+        (("--head-out", "refused/h.safetensors"), "another place"),
         (("--task", "nothing"), "unknown task"),
         (("--mask", "fsih:1%"), 'did you mean "fish"'),
         (("--mask", "fish"), "how many values"),
         (("--mask", "fish:1%:F"), "--fisher F"),
         (("--mask", "bias", "--lora", "2"), "do not go together"),
         (("--mask", "bias", "--fisher", "base"), "an option of fish masks"),
-        (("--mask", "fish:1%", "--fisher", "base"), "not negative"),
+        (("--mask", "fish:1%", "--fisher", "base"), "not statistics"),
         (("--mask", "names:nothing"), "chooses nothing"),
         (("--per-tensor",), "an option of masks"),
         (("--epochs", "2"), "steps"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cofuse.errors import TaskError
 from cofuse.tasks import Task, open_task
 from cofuse.tasks import finetune as room
 from cofuse.tasks.finetune import Finetuning, Tuned, finetune
-from cofuse.tasks.model import body_checkpoint, has_bf16
+from cofuse.tasks.model import body_checkpoint, has_bf16, load_body
 from cofuse.tasks.multitask import _Turns, finetune_multitask
 from cofuse.tasks.pretrain import Pretraining, pretrain
 
@@ -216,6 +217,15 @@ def test_divergence_is_told(task: Task, rate: float) -> None:
         tune(task, learning_rate=rate, warmup=0, schedule="constant")
     assert caught.value.hint == "lower the learning rate"
     assert id_after(task) == id_after(task)  # the module that is kept is whole again
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
+@pytest.mark.parametrize("rate", [1e-3, 1e30])
+def test_what_was_trained_on_a_gpu_comes_back_from_it(task: Task, rate: float) -> None:
+    base = bert()
+    with contextlib.suppress(TaskError):
+        tune(task, base, learning_rate=rate, warmup=0)
+    assert {t.device.type for t in load_body(base).state_dict().values()} == {"cpu"}  # the module that is kept
 
 
 # Several tasks at once

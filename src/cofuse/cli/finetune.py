@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import address
-from ..errors import CofuseError, DocumentError, StudyError
+from ..errors import CheckpointError, CofuseError, DocumentError
 from ..progress import interruptible
+from .evolution import _needs_training
 from .progress import shown
+from .statistics import task_folders
 from .weights import Json, Sets, changes
 
 if TYPE_CHECKING:
@@ -81,11 +82,12 @@ def finetune(
     """
     with interruptible():
         _needs_training()
-        from ..measure.tuning import tune
+        from ..measure.tuning import check_places, tune
+        from ..measure.work import discard
         from ..tasks import draw, open_task
 
         part = _part(mask, per_tensor, fisher, lora, ia3)
-        opened = open_task(task, folders=_folders(tasks))
+        opened = open_task(task, folders=task_folders(tasks))
         kind = "all" if part is None else "mask" if mask is not None else "adapter"
         settings = _settings(
             {
@@ -100,10 +102,10 @@ def finetune(
         )
         before = address.open(base)
         statistics = None if fisher is None else address.open(fisher)
-        _check_out(out)
+        check_places(out, head, patch=out.suffix == ".patch")
         work = out.with_name(f"{out.name}.training")
-        try:
-            with shown() as progress:
+        with shown() as progress:
+            try:
                 found = tune(
                     before,
                     opened,
@@ -117,14 +119,16 @@ def finetune(
                     threads=os.cpu_count() or 1,
                     progress=progress,
                 )
-                if out.suffix == ".patch":
-                    size = found.save_patch(out, head=head, progress=progress).path.stat().st_size
-                else:
-                    size = found.save(out, head=head, progress=progress)
-        except CofuseError:
-            shutil.rmtree(work, ignore_errors=True)  # there is nothing to go on with, unlike after an interruption
-            raise
-        shutil.rmtree(work, ignore_errors=True)
+            except CheckpointError:
+                raise  # a full disk, perhaps: with room again it goes on
+            except CofuseError:
+                discard(work)  # there is nothing to go on with, unlike after an interruption
+                raise
+            if out.suffix == ".patch":
+                size = found.save_patch(out, head=head, progress=progress).path.stat().st_size
+            else:
+                size = found.save(out, head=head, progress=progress)
+        discard(work)
     _tell(found, out, size, as_json)
 
 
@@ -155,22 +159,6 @@ def _settings(wanted: dict[str, Any]) -> Any:
     return parse_document("{}", Finetuning, where="the options", changes=wanted)
 
 
-def _folders(tasks: Path | None) -> tuple[Path, ...]:
-    named = tasks if tasks is not None else os.environ.get("COFUSE_TASKS")
-    return (Path(), Path(named)) if named else (Path(),)
-
-
-def _check_out(out: Path) -> None:
-    """Refuse before the training what could not be written after it."""
-    from ..checkpoint.writer import refuse_to_replace
-    from ..errors import CheckpointError
-
-    if out.suffix != ".patch":
-        refuse_to_replace(out)
-    elif out.is_dir():
-        raise CheckpointError("a folder, not a patch", where=out, hint="another name: -o x.patch")
-
-
 def _tell(found: Finetuned, out: Path, size: int, as_json: bool) -> None:
     changed, total = found.changed(), sum(found.base.spec(name).numel for name in found.base.names())
     if as_json:
@@ -183,13 +171,3 @@ def _tell(found: Finetuned, out: Path, size: int, as_json: bool) -> None:
     print(f"trained: {record['part']}: {found.trained:,} values, {share:.3g} % of the body's {found.reachable:,}")
     print(f"changed: {changed:,} of {total:,} values, {100 * changed / total:.3g} %")
     print(f"{out}: {size:,} bytes")
-
-
-def _needs_training() -> None:
-    try:
-        import sklearn  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise StudyError(
-            "the training stack is not installed", got=f"no {error.name}", hint='pip install "cofuse[train]"'
-        ) from None

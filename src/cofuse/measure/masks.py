@@ -10,15 +10,16 @@ from ..errors import PatchError
 from ..patch.choice import Choice
 from ..patch.masks import BIASES, Mask, Named, Scores, at_random, by_fisher, by_size, top
 from ..progress import SILENT, Progress
-from ..tasks.model import load_body, names_in
+from ..tasks.masked import homes
+from ..tasks.model import load_body
 
 
 def trainable(base: Checkpoint) -> dict[str, TensorSpec]:
-    """The tensors of a checkpoint that a training of its body reaches, by the checkpoint's names: a share is of these."""
-    body = load_body(base)
-    own = {name for name, _ in body.named_parameters(remove_duplicate=False)}
-    homes = names_in(body, {*base.names(), *base.aliases})
-    kept = {base.resolve(there) for name, there in homes.items() if name in own}
+    """The tensors of a checkpoint that a training of its body reaches, by the checkpoint's names: a share is of these.
+
+    Of a tied weight that is stored several times, only the first.
+    """
+    kept = set(homes(load_body(base), base).values())
     return {name: base.spec(name) for name in base.names() if name in kept and base.spec(name).dtype in FLOATS}
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import contextlib
+import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .._version import __version__
-from ..checkpoint import Checkpoint, Memory, body, content_id, open_local, replace_file
+from ..checkpoint import Checkpoint, Memory, body, content_id, open_local
 from ..checkpoint.adapter import Adapter
 from ..checkpoint.bitcode import as_bits
+from ..checkpoint.durable import explained, replacing
+from ..checkpoint.writer import refuse_to_replace
+from ..errors import CheckpointError
 from ..patch import Patch, Way, make
 from ..patch.adapters import FromAdapter
 from ..patch.choice import Choice
@@ -30,6 +33,7 @@ from .fisher import fisher
 from .masks import mask_of, trainable
 from .statistics import check_model
 from .subject import open_subject
+from .work import FISHER, TRAINER, examples_id, keep_apart
 
 FISHER_EXAMPLES = 1024  # as in the paper
 
@@ -88,11 +92,10 @@ class Finetuned:
         Raises:
             CheckpointError: it cannot be written; what was there is untouched.
         """
+        check_places(folder, head, patch=False)
         beside = {HEAD: self.head} if head is None else {}
-        written = self.checkpoint.save(folder, threads=threads, progress=progress, last=lambda: beside)
-        if head is not None:
-            replace_file(head, self.head)
-        return written.bytes
+        with contextlib.nullcontext() if head is None else self._head_at(head):
+            return self.checkpoint.save(folder, threads=threads, progress=progress, last=lambda: beside).bytes
 
     def save_patch(
         self, path: Path, *, head: Path | None = None, threads: int = 1, progress: Progress = SILENT
@@ -103,9 +106,44 @@ class Finetuned:
             PatchError: a value is not finite.
             CheckpointError: it cannot be written.
         """
-        made = make(self.base, self.checkpoint, path, self.way, threads=threads, progress=progress)
-        replace_file(path.with_suffix(f".{HEAD}") if head is None else head, self.head)
-        return made
+        check_places(path, head, patch=True)
+        with self._head_at(_beside(path) if head is None else head):
+            return make(self.base, self.checkpoint, path, self.way, threads=threads, progress=progress)
+
+    @contextlib.contextmanager
+    def _head_at(self, path: Path) -> Iterator[None]:
+        """Write the head first; it gets its name when the weights have theirs, so that neither stands alone."""
+        with replacing(path) as file:
+            file.write(self.head)
+            file.flush()
+            yield
+
+
+def check_places(out: Path, head: Path | None, *, patch: bool) -> None:
+    """Refuse, before a training already, places that a model's folder or a patch, and its head, cannot be written to.
+
+    Raises:
+        CheckpointError: names what stands there.
+    """
+    if not patch:
+        refuse_to_replace(out)
+    elif out.is_dir():
+        raise CheckpointError("a folder, not a patch", where=out, hint="another name: -o x.patch")
+    if head is not None and out.resolve() in (head.resolve(), *head.resolve().parents):
+        raise CheckpointError("the head would replace the weights, or they it", where=head, hint="another place")
+    if head is None and patch:
+        head = _beside(out)
+    if head is not None and head.is_dir():
+        raise CheckpointError("a folder, not a head's file", where=head, expected="a new name, or a file to replace")
+    for place in [out if patch else out.resolve(), *([head] if head else [])]:
+        with explained(place):
+            there = next(p for p in place.absolute().parents if p.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise CheckpointError("cannot write", where=place, got=there, expected="a folder that may be written")
+
+
+def _beside(patch: Path) -> Path:
+    return patch.with_suffix(f".{HEAD}")
 
 
 def measured_fisher(
@@ -123,7 +161,14 @@ def measured_fisher(
     Source: arXiv 2111.09839, sec. 2.2; a random head is about as good there as a trained one.
     """
     subject = open_subject(
-        base, task, head=settings.head, seed=seed, max_length=settings.max_length, pooling=settings.pooling
+        base,
+        task,
+        head=settings.head,
+        seed=seed,
+        max_length=settings.max_length,
+        pooling=settings.pooling,
+        probe_on=examples,
+        precision=settings.precision,
     )
     some = examples.first(examples_wanted)
     return fisher(subject, some, kind="empirical", seed=seed, split="train", progress=progress)
@@ -154,13 +199,13 @@ def tune(
         examples: to train on; the train split when None.
         statistics: a Fisher for a `fish` mask; measured on the examples when None.
         fisher_examples: how many it is measured on, at most.
-        folder: where work is kept until the end, so that the same call goes on after an interruption; whoever gives
-            it removes it.
+        folder: where work is kept until the end, so that the same call goes on after an interruption; a new one, or
+            one of earlier work, which is only taken up where it was the same. Whoever gives it removes it: `work.discard`.
         threads: of all but the training.
         progress: told of each stage.
 
     Raises:
-        TaskError: the model does not fit the task, or training diverged.
+        TaskError: the model does not fit the task, the folder holds other things, or training diverged.
         PatchError: the mask cannot be made.
     """
     train = task.examples("train") if examples is None else examples
@@ -170,19 +215,22 @@ def tune(
         "task": task.name,
         "task_id": task.id,
         "examples": len(train),
+        "examples_id": examples_id(train),
         "settings": settings.model_dump(mode="json"),
         "part": _says(part),
+        "part_settings": part.model_dump(mode="json") if isinstance(part, Adapting) else part and asdict(part),
         "seed": seed,
         "fisher": None if statistics is None else content_id(statistics),
         "fisher_examples": fisher_examples,
     }
-    _keep_apart(folder, record, train)
+    if folder is not None:
+        keep_apart(folder, record)
 
     def statistics_of() -> Checkpoint:
         if statistics is not None:
             check_model(statistics, base)
             return statistics
-        kept = None if folder is None else folder / "fisher"
+        kept = None if folder is None else folder / FISHER
         if kept is not None and kept.is_dir():
             return open_local(kept)
         found = measured_fisher(
@@ -205,7 +253,7 @@ def tune(
         validation=validation if settings.patience is not None else None,
         mask=mask,
         adapt=part if isinstance(part, Adapting) else None,
-        folder=None if folder is None else folder / "trainer",
+        folder=None if folder is None else folder / TRAINER,
         progress=progress,
     )
     trainer = [p for p in tuned.model.body.parameters() if p.requires_grad]
@@ -220,17 +268,6 @@ def tune(
 
 def _says(part: Choice | Adapting | None) -> str:
     return "all of the body" if part is None else str(part)
-
-
-def _keep_apart(folder: Path | None, record: Mapping[str, Any], train: Examples) -> None:
-    """A folder of other work is emptied: what it holds would lead elsewhere."""
-    if folder is None:
-        return
-    said = json.dumps({**record, "labels": train.labels.tolist()}, sort_keys=True)
-    kept = folder / "work.json"
-    if not (kept.is_file() and kept.read_text(encoding="utf-8") == said):
-        shutil.rmtree(folder, ignore_errors=True)
-        replace_file(kept, said.encode())
 
 
 def _result(base: Checkpoint, tuned: Tuned, says: str) -> tuple[Checkpoint, Way]:
@@ -250,5 +287,5 @@ def _score(result: Checkpoint, head: bytes, task: Task, examples: Examples, sett
     held = Memory({name: result.read(name) for name in result.names()}, files=dict(result.files), where=result.where)
     with tempfile.TemporaryDirectory(prefix="cofuse-head-") as folder:
         (Path(folder) / HEAD).write_bytes(head)
-        tuned = open_tuned(held, Path(folder), task)
+        tuned = open_tuned(held, Path(folder), task, precision=settings.precision)
     return task.score(tuned.predict(examples), examples.labels)

@@ -1,6 +1,6 @@
 """Masks: which values of a model a sparse patch may change, or a masked training may train.
 
-    magnitude   the k values that changed most, |tuned - base|
+    magnitude   the k values that changed most, |tuned - base|; before a training the k largest, |base|
     fisher      FISH: the k values with the largest Fisher (Sung, Nair and Raffel, arXiv 2111.09839, sec. 2.2)
     random      k values drawn with a seed
     bias        every bias (BitFit: Ben Zaken, Ravfogel and Goldberg, arXiv 2106.10199)
@@ -37,6 +37,10 @@ Scores: TypeAlias = Callable[[str, int], npt.NDArray[np.uint32]]  # a tensor's c
 class Mask(Protocol):
     """Which values may change."""
 
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The tensors that it is of."""
+
     def keep(self, name: str, number: int) -> Kept:
         """Of each element of a tensor's chunk, whether it is in the mask."""
 
@@ -55,6 +59,20 @@ def by_magnitude(base: Checkpoint, tuned: Checkpoint) -> Scores:
         with np.errstate(over="ignore"):
             size = np.abs(after - before).astype(np.float32)
         return _as_scores(size, f"{tuned.where}: {name}")
+
+    return scores
+
+
+def by_size(model: Checkpoint) -> Scores:
+    """|theta| of one model, as float32: what magnitude is before there is a change."""
+
+    def scores(name: str, number: int) -> npt.NDArray[np.uint32]:
+        spec = model.spec(name)
+        working: Any = np.float64 if spec.dtype == "F64" else np.float32
+        with np.errstate(over="ignore"):
+            values = _floats(model.read_bytes(name, *chunk_range(spec, number)), spec.dtype, working)
+            size = np.abs(values).astype(np.float32)
+        return _as_scores(size, f"{model.where}: {name}")
 
     return scores
 
@@ -125,6 +143,7 @@ class Top:
 
     scores: Scores
     cuts: Mapping[str, _Cut]
+    specs: Mapping[str, TensorSpec]
 
     def keep(self, name: str, number: int) -> Kept:
         scores, cut = self.scores(name, number), self.cuts[name]
@@ -169,7 +188,7 @@ def top(
             scores, [(n, i) for n in group for i in chunks_of(specs[n])], round(share * count), threads, bar.advance
         )
         cuts.update(dict.fromkeys(group, cut))
-    return Top(scores, cuts)
+    return Top(scores, cuts, specs)
 
 
 def _cut(scores: Scores, chunks: list[tuple[str, int]], k: int, threads: int, advance: Callable[[float], None]) -> _Cut:
@@ -233,6 +252,13 @@ class Named:
 
 
 BIASES = ("*.bias", "bias")  # BitFit
+
+
+def places(mask: Mask, name: str) -> npt.NDArray[np.int64]:
+    """Numbers of a tensor's elements that are in the mask, in order: eight bytes each."""
+    spec = mask.specs[name]
+    found = [np.flatnonzero(mask.keep(name, i)) + _elements(spec, i)[0] for i in chunks_of(spec)]
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
 def _elements(spec: TensorSpec, number: int) -> tuple[int, int]:

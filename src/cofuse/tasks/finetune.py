@@ -143,7 +143,8 @@ def finetune(
         settings: how.
         seed: of the head, of dropout and of the order of examples.
         validation: needed when `settings.patience` is given; else unused.
-        mask: which of the body's values train; the optimizer keeps state for no others.
+        mask: which of the body's values train, but for what `settings.freeze` names; the optimizer keeps state for no
+            others.
         adapt: `Lora` or `Ia3` to train instead of the body's values.
         folder: where the training is kept now and then, and taken up again after an interruption.
         progress: told of every step.
@@ -196,4 +197,5 @@ def finetune(
         folder=folder,
         progress=progress,
     )
-    return Tuned(model, task, settings, base, taken, best, trained, adapted)
+    moved = None if trained is None else {p: kept for p, kept in trained.items() if p.requires_grad}
+    return Tuned(model, task, settings, base, taken, best, moved, adapted)

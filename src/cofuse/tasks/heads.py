@@ -13,7 +13,7 @@ from ..checkpoint import Checkpoint, SafetensorsFile, build_header
 from ..checkpoint.checkpoint import TensorSpec, tensor_bytes
 from ..errors import TaskError
 from .finetune import Finetuning, TaskModel, Tuned
-from .model import Head, Pooling, body_width, load_body
+from .model import Head, Pooling, Precision, body_width, load_body
 from .task import Task
 
 HEAD = "head.safetensors"
@@ -41,13 +41,14 @@ def head_bytes(tuned: Tuned, made: Mapping[str, Any] | None = None) -> bytes:
     return header.raw + b"".join(tensor_bytes(tensors[name].detach().float().cpu()) for name in header.entries)
 
 
-def open_tuned(body: Checkpoint, head: Path, task: Task) -> Tuned:
+def open_tuned(body: Checkpoint, head: Path, task: Task, *, precision: Precision = "auto") -> Tuned:
     """A body with a head that was kept, ready to predict.
 
     Args:
         body: what the head was trained on, or what replaces it.
         head: the file, or the folder that holds it.
         task: what the head is of.
+        precision: what it predicts in.
 
     Raises:
         TaskError: it is no head, or not of this task or body.
@@ -78,5 +79,5 @@ def open_tuned(body: Checkpoint, head: Path, task: Task) -> Tuned:
                     expected=list(parameter.shape),
                 )
             parameter.copy_(tensor)
-    settings = Finetuning(steps=1, pooling=pooling, max_length=max_length)
+    settings = Finetuning(steps=1, pooling=pooling, max_length=max_length, precision=precision)
     return Tuned(TaskModel(module, made, task.what, pooling), task, settings, body, 0, None)

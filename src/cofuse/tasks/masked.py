@@ -25,6 +25,19 @@ from .model import names_in
 Chosen = Mapping[nn.Parameter, torch.Tensor | None]
 
 
+def homes(model: nn.Module, base: Checkpoint) -> dict[nn.Parameter, str]:
+    """A model's parameters by the base's name for each: a tied one has the first of its names.
+
+    Some checkpoints store a tied weight once a name. The others are copies: they are in no mask, and follow the first.
+    """
+    own = dict(model.named_parameters(remove_duplicate=False))
+    found: dict[nn.Parameter, str] = {}
+    for name, there in names_in(model, {*base.names(), *base.aliases}).items():
+        if name in own:
+            found.setdefault(own[name], base.resolve(there))
+    return found
+
+
 def chosen(model: nn.Module, base: Checkpoint, mask: Mask) -> dict[nn.Parameter, torch.Tensor | None]:
     """The parameters of a model that hold something of a mask, with the places of what is chosen.
 
@@ -38,13 +51,8 @@ def chosen(model: nn.Module, base: Checkpoint, mask: Mask) -> dict[nn.Parameter,
     Raises:
         TaskError: nothing of the model is chosen.
     """
-    own = dict(model.named_parameters(remove_duplicate=False))
-    homes: dict[nn.Parameter, str] = {}
-    for name, there in names_in(model, {*base.names(), *base.aliases}).items():
-        if name in own:
-            homes.setdefault(own[name], base.resolve(there))
     found: dict[nn.Parameter, torch.Tensor | None] = {}
-    for parameter, name in homes.items():
+    for parameter, name in homes(model, base).items():
         kept = places(mask, name) if name in mask.specs else ()
         parameter.requires_grad_(len(kept) > 0)
         if len(kept):
@@ -130,7 +138,10 @@ class MaskedAdamW(torch.optim.AdamW):
 
 
 def masked_checkpoint(body: nn.Module, base: Checkpoint, trained: Chosen) -> View:
-    """The base with the trained values in it, in the base's dtypes: every other bit is the base's."""
+    """The base with the trained values in it, in the base's dtypes: every other bit is the base's.
+
+    Copies of a tied weight get its trained values too; see `homes`.
+    """
     own = dict(body.named_parameters(remove_duplicate=False))
     tensors: dict[str, torch.Tensor] = {}
     for name, there in names_in(body, {*base.names(), *base.aliases}).items():

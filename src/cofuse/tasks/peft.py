@@ -45,7 +45,9 @@ class Lora(Adapting):
         )
 
     def __str__(self) -> str:
-        return f"LoRA of rank {self.rank}"
+        said = {"alpha": self.alpha, "dropout": self.dropout or None, "targets": " ".join(self.targets) or None}
+        rest = [f"{name} {value}" for name, value in said.items() if value is not None]
+        return ", ".join([f"LoRA of rank {self.rank}", *rest])
 
 
 class Ia3(Adapting):
@@ -61,7 +63,7 @@ class Ia3(Adapting):
         return IA3Config(target_modules=list(self.targets) or None, feedforward_modules=known)
 
     def __str__(self) -> str:
-        return "IA3"
+        return f"IA3, targets {' '.join(self.targets)}" if self.targets else "IA3"
 
 
 class Adapted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import logging
 import math
 import random
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..checkpoint import SafetensorsFile
 from ..errors import DivergedError, TaskError
 from ..progress import SILENT, Progress
 from .kinds import Encoded, Kind
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 # How often a training that can be taken up again is kept.
 _KEPT = 10
+_STATE = "trainer_state.json"
 
 
 def train(
@@ -52,12 +55,12 @@ def train(
 
     `shuffled` draws the order of examples from the seed; without it they are taken as they come. Of parameters that
     `chosen` names, only those places are trained. With a `folder` the Trainer's state is kept there a few times, and a
-    training that finds one goes on from it, to the same end.
+    training that finds one goes on from it, to the same end; one that finds an end takes it.
 
     Returns:
         The steps taken, and the best validation score where there was one.
     """
-    from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
+    from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerState, TrainingArguments
 
     settle_process()
     searching = validation is not None
@@ -88,6 +91,7 @@ def train(
             save_steps=evaluate_every if searching else max(1, steps // _KEPT),
             save_total_limit=1,
             save_only_model=folder is None,
+            restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
             load_best_model_at_end=searching,
             metric_for_best_model="score" if searching else None,
             greater_is_better=True if searching else None,
@@ -100,11 +104,13 @@ def train(
         if chosen is None:
             optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
         else:
-            optimizer = MaskedAdamW(groups, chosen, lr=settings.learning_rate, fused=True)
+            moving = {p: kept for p, kept in chosen.items() if p.requires_grad}  # `freeze` may have taken some
+            optimizer = MaskedAdamW(groups, moving, lr=settings.learning_rate, fused=True)
             stack.callback(optimizer.release)
         stopping = (
             EarlyStoppingCallback(settings.patience, settings.min_gain) if searching and settings.patience else None
         )
+        stack.callback(model.to, "cpu")  # the Trainer leaves it on the GPU, where there is one
         trainer = Trainer(
             model=model,
             args=arguments,
@@ -116,7 +122,15 @@ def train(
             optimizers=(optimizer, None),
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=_last_kept(place))
+        kept = _last_kept(place)
+        if kept is not None and _finished(kept):
+            trainer.state = TrainerState.load_from_json(str(kept / _STATE))
+            # Tied weights stand there once. The folder may have been moved since.
+            weights = place / Path(trainer.state.best_model_checkpoint or kept).name / "model.safetensors"
+            with contextlib.closing(SafetensorsFile(weights)) as file:
+                model.load_state_dict({name: file.read(name) for name in file.names()}, strict=False)
+        else:
+            trainer.train(resume_from_checkpoint=None if kept is None else str(kept))
         best = trainer.state.best_metric
         taken = int(trainer.state.global_step)
     model.eval()
@@ -141,10 +155,16 @@ def _telling(progress: Progress, steps: int) -> Any:
     return Telling()
 
 
-def _last_kept(folder: Path) -> str | None:
+def _last_kept(folder: Path) -> Path | None:
     """The last state that the Trainer wrote to its end: what it writes last is trainer_state.json."""
-    found = {int(p.parent.name.rpartition("-")[2]): p.parent for p in folder.glob("checkpoint-*/trainer_state.json")}
-    return str(found[max(found)]) if found else None
+    found = {int(p.parent.name.rpartition("-")[2]): p.parent for p in folder.glob(f"checkpoint-*/{_STATE}")}
+    return found[max(found)] if found else None
+
+
+def _finished(kept: Path) -> bool:
+    """Whether a kept state is an end, by its steps or by early stopping: the Trainer would take a step more."""
+    said = json.loads((kept / _STATE).read_text(encoding="utf-8"))
+    return bool(said["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"])
 
 
 @contextlib.contextmanager
