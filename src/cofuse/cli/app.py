@@ -30,6 +30,8 @@ VERBS: dict[str, tuple[str, ...]] = {
     "evolution": ("evolve", "report"),
     "evaluation": ("eval",),
     "gate": ("gate",),
+    "ranking": ("rank",),
+    "choosing": ("choose", "curve"),
 }
 
 

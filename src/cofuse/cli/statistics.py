@@ -13,6 +13,7 @@ import typer
 from .. import address
 from ..errors import TaskError
 from ..progress import Progress, interruptible
+from .evolution import _needs_training
 from .progress import shown
 from .weights import Json
 
@@ -96,7 +97,7 @@ def gram(
     examples: Count = 1024,
     split: Split = "train",
     batch: BatchSize = 32,
-    head: Head = "probe",
+    head: Head = "random",  # no linear layer's input depends on it
     max_length: Longest = 128,
     pooling: Pooled = "mean",
     seed: Seed = 0,
@@ -131,7 +132,8 @@ def subject_on(
     """The model with a head on its device, and the examples that statistics are taken on.
 
     Raises:
-        TaskError: an option is wrong, or the training stack is not installed.
+        TaskError: an option is wrong.
+        StudyError: the training stack is not installed.
     """
     for said, value, allowed in (
         ("--head", head, ("probe", "random", "own")),
@@ -146,9 +148,7 @@ def subject_on(
     from ..measure.subject import open_subject
     from ..tasks import draw, open_task
 
-    # A folder of tasks is only asked where the task is not found from here.
-    named = tasks if tasks is not None else os.environ.get("COFUSE_TASKS")
-    opened: Task = open_task(task, folders=(Path(), Path(named)) if named else ())
+    opened: Task = open_task(task, folders=task_folders(tasks))
     some = draw(opened.examples(split), examples, [_DRAWS, seed])  # type: ignore[arg-type]
     subject = open_subject(
         address.open(model),
@@ -162,6 +162,12 @@ def subject_on(
         return subject.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), some
     except (RuntimeError, AssertionError) as error:
         raise TaskError("no such device", where="--device", got=str(error).splitlines()[0][:100]) from None
+
+
+def task_folders(tasks: Path | None) -> tuple[Path, ...]:
+    """Where a task is looked for: a folder of tasks is only asked where the task is not found from here."""
+    named = tasks if tasks is not None else os.environ.get("COFUSE_TASKS")
+    return (Path(), Path(named)) if named else ()
 
 
 def written(found: Memory, out: Path, seconds: float, progress: Progress, as_json: bool) -> None:
@@ -187,13 +193,3 @@ def written(found: Memory, out: Path, seconds: float, progress: Progress, as_jso
     what = " ".join(part for part in (record.estimator, record.kind) if part)
     error = "" if record.error is None else f", error {record.error:.1e} of bf16"
     print(f"{out}: {what} of {done.tensors} tensors on {record.examples} examples in {seconds:.1f} s{error}")
-
-
-def _needs_training() -> None:
-    try:
-        import sklearn  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise TaskError(
-            "the training stack is not installed", got=f"no {error.name}", hint='pip install "cofuse[train]"'
-        ) from None
