@@ -143,6 +143,15 @@ MODELS: dict[str, Callable[[], tuple[Subject, Examples]]] = {
         **{k: v for k, v in _SMALL.items() if k != "intermediate_size"},
     ),
     "t5": lambda: sequence_to_sequence("t5", **_T5),
+    "switch_transformers": lambda: sequence_to_sequence(
+        "switch_transformers",
+        num_experts=3,
+        expert_capacity=64,
+        num_sparse_encoder_layers=1,
+        num_sparse_decoder_layers=1,
+        num_decoder_layers=2,
+        **_T5,
+    ),
     "bart": lambda: sequence_to_sequence(
         "bart",
         vocab_size=40,

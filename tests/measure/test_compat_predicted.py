@@ -237,3 +237,11 @@ def test_the_one_that_is_out_of_line_is_found_on_any_scale(values: list[float], 
 def test_few_peers_say_nothing_and_equal_ones_suspect_nobody() -> None:
     assert distances([1.0, 1.0, 1e9]) == [0.0, 0.0, 0.0]
     assert max(distances([1.0, 1.0, 1.0, 1.0, 1.05])) < 1
+
+
+def test_a_value_that_is_not_finite_is_refused_where_there_are_no_statistics_too() -> None:
+    base, changed = (Memory({"w": torch.zeros(2), "v": torch.tensor([x, 0.0])}) for x in (0.0, float("nan")))
+    record = StatisticsRecord(kind="fisher", model=content_id(base), examples=1)
+    with pytest.raises(CheckpointError, match="not finite") as caught:
+        predict(base, changed, with_record({"w": torch.ones(2)}, record))
+    assert ": v" in str(caught.value)

@@ -30,6 +30,8 @@ FALLBACKS = {
     "bart": {"embed_positions.weight"},  # looked up two rows further on
     "opt": {"embed_positions.weight"},
     "t5": {"relative_attention_bias.weight"},  # a table whose rows are no example's
+    # And experts, whose rows are the tokens that are routed to them.
+    "switch_transformers": {"relative_attention_bias.weight", "wi.weight", "wo.weight"},
 }
 LANGUAGE = "llama"
 

@@ -41,11 +41,14 @@ def test_statistics_of_another_model_are_refused() -> None:
     assert open_statistics(of(MODEL), "fisher", model=MODEL).seed == 2
     assert open_statistics(of(MODEL), model=content_id(MODEL)).examples == 7
     check_model(of(MODEL), MODEL)
-    check_model(MODEL, OTHER)  # says nothing of whose it is
     for refused in (lambda: open_statistics(of(MODEL), model=OTHER), lambda: check_model(of(MODEL), OTHER)):
         with pytest.raises(TaskError, match="belong to another model") as error:
             refused()
         assert content_id(OTHER) in str(error.value)
+    with pytest.raises(TaskError, match="not statistics"):
+        check_model(MODEL, MODEL)  # the model itself: it says nothing of what it is, or whose
+    with pytest.raises(TaskError, match="another kind"):
+        check_model(of(MODEL), MODEL, "gram")
     with pytest.raises(TaskError, match="another kind"):
         open_statistics(of(MODEL), "gram")
 

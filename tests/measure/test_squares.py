@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +13,16 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cofuse.measure.squares import Collector
+from cofuse.measure.fisher import fisher
+from cofuse.measure.squares import Collector, DoubtError
+from cofuse.measure.squares.fallback import Fallback
 from cofuse.measure.squares.linear import add_outer_squares
 from cofuse.measure.subject import Batch, Subject, module_subject
 from cofuse.tasks import Examples
 
-from .slow_fisher import slow_fisher
+from .slow_fisher import assert_same, slow_fisher
 
 
 class Flat(nn.Module):
@@ -206,6 +211,154 @@ class Shuffled(nn.Linear):
 def test_a_name_is_only_a_guess() -> None:
     subject = module_subject(randomised(Flat(Shuffled(4, 5))))
     assert same(subject, examples_of(4)).fallback == ("layer.weight", "layer.bias")
+
+
+class Routed(nn.Module):
+    """Each position goes to one of three layers, by its first number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(4, 3) for _ in range(3)])
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        rows = given.reshape(-1, 4)
+        taken = rows[:, 0].long()
+        out = rows.new_zeros(len(rows), 3)
+        for number, expert in enumerate(self.experts):
+            (mine,) = torch.where(taken == number)
+            if len(mine):
+                out = out.index_add(0, mine, torch.tanh(expert(rows[mine])))
+        return out.reshape(*given.shape[:2], 3).sum(1)
+
+
+def routed(routes: list[list[int]]) -> Examples:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(*np.shape(routes), 4)).astype(np.float32)
+    x[..., 0] = routes
+    return Examples({"given": x}, random.integers(0, 3, len(routes)))
+
+
+# Of examples in batches of two, three positions each: which layer a position goes to.
+ROUTES = {
+    "otherwise in a later batch": [[0, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0], [1, 0, 0], [1, 1, 1]],
+    "as many rows as examples, by chance": [[0, 1, 1], [0, 1, 1], [0, 0, 1], [1, 1, 1], [0, 0, 1], [0, 1, 1]],
+    "not in the check": [[0, 1, 0], [0, 1, 0], [2, 1, 0], [2, 1, 2], [0, 2, 2], [2, 2, 2]],
+}
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 6])
+@pytest.mark.parametrize("name", ROUTES)
+def test_rows_that_depend_on_the_data_are_seen(name: str, batch_size: int) -> None:
+    torch.manual_seed(0)
+    subject, examples = module_subject(Routed()), routed(ROUTES[name])
+    assert_same(
+        fisher(subject, examples, kind="empirical", batch_size=batch_size), slow_fisher(subject, examples, "empirical")
+    )
+
+
+def test_what_a_rule_has_added_is_taken_back_where_the_rule_fails() -> None:
+    subject, examples = module_subject(randomised(Routed()).float()), routed(ROUTES["otherwise in a later batch"])
+    batches = list(subject.batches(examples, 2))
+    with Collector(subject) as squares:
+        squares.add(batches[0], lambda logits, batch: [torch.ones_like(logits)])
+        assert squares.fallback == ()
+        with pytest.raises(DoubtError, match="rows of a layer") as doubt:
+            squares.add(batches[1], lambda logits, batch: [torch.ones_like(logits)])
+    assert doubt.value.names >= {"experts.0.weight", "experts.0.bias"}
+
+
+class Dead(nn.Module):
+    """A layer with another layer's name, whose gradient is zero on the first examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Shuffled(4, 3)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        return self.layer(given) * given[:, :1].clamp(min=0)
+
+
+class Late(nn.Module):
+    """A layer that always runs, and counts for some examples only: not for the first ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.other = Shuffled(4, 3), nn.Linear(4, 3)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        y = self.layer(given)
+        return self.other(given) + (y if float(given[0, 0]) > 0 else 0)
+
+
+def test_a_layer_that_counts_later_is_seen() -> None:
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    x[:, 0] = [-1, -1, 1, 1, -1, -1]
+    examples = Examples({"given": x}, np.arange(6) % 3)
+    subject = module_subject(randomised(Late()).float())
+    assert_same(fisher(subject, examples, kind="empirical", batch_size=2), slow_fisher(subject, examples, "empirical"))
+
+
+def test_zero_for_zero_proves_no_rule() -> None:
+    x = np.random.default_rng(0).normal(size=(6, 4))
+    x[:, 0] = [-1, -1, 1, 1, 2, -1]
+    assert same(module_subject(randomised(Dead())), Examples({"given": x}, np.arange(6) % 3)).fallback
+
+
+class _Largest(TorchDispatchMode):
+    """The most bytes that one tensor took."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.most = max(self.most, tensor.numel() * tensor.element_size())
+        return out
+
+
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1000))
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        return (given.sum(1, keepdim=True) * self.scale).reshape(len(given), 4, 250).sum(2)
+
+
+def test_the_fallback_holds_no_more_than_its_budget() -> None:
+    subject, examples = module_subject(Wide()), examples_of(3, count=40)
+    (batch,) = subject.batches(examples, 40)
+    batch = Batch(batch.rows, {"given": batch.inputs["given"].float()}, batch.labels)
+    found = {}
+    for budget in (4 * 4000, 1 << 26):
+        fallback = Fallback(subject, budget)
+        fallback.take(["scale"])
+        with _Largest() as seen:
+            found[budget] = fallback.squares(batch, torch.ones(40, 4), nullcontext)["scale"]
+        assert fallback.vmapped
+        assert seen.most <= budget
+    torch.testing.assert_close(found[4 * 4000], found[1 << 26])
+
+
+class Hungry(nn.Module):
+    """Wants more memory than there is where it is given examples one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        if torch._C._functorch.is_gradtrackingtensor(self.scale):
+            torch.empty(1 << 55)
+        return given * self.scale
+
+
+def test_want_of_memory_is_no_lack_of_a_rule() -> None:
+    subject = module_subject(randomised(Hungry()))
+    (batch,) = subject.batches(examples_of(3), 7)
+    with pytest.raises(RuntimeError, match="allocate"), Collector(subject) as squares:
+        squares.add(batch, lambda logits, batch: [torch.ones_like(logits)])
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -12,13 +12,18 @@ import torch
 import transformers
 from tasks.tiny import BERT, bert, even, opinion_task, tokenizer_files, vit
 
-from cofuse.checkpoint import Memory, content_id
+from cofuse.checkpoint import Memory, body, content_id
 from cofuse.errors import TaskError
 from cofuse.measure.fisher import fisher
+from cofuse.measure.masks import mask_of
 from cofuse.measure.statistics import read_record
 from cofuse.measure.subject import open_subject, tuned_subject
+from cofuse.patch.choice import choice
 from cofuse.tasks import Task
 from cofuse.tasks.finetune import Finetuning, finetune
+from cofuse.tasks.masked import masked_checkpoint
+from cofuse.tasks.model import body_checkpoint
+from cofuse.tasks.peft import Lora
 
 from .slow_fisher import assert_same, slow_fisher
 
@@ -123,6 +128,36 @@ def test_images_and_finetuned_models(task: Task) -> None:
     assert_same(got, slow_fisher(trained, some, "empirical"))
     assert read_record(got).head == "trained"
     assert read_record(got).model == content_id(trained.checkpoint) != content_id(bert())
+
+
+def test_a_finetuned_model_is_measured_as_it_is_saved(task: Task) -> None:
+    whole = bert()
+    tensors = {name: whole.read(name) for name in whole.names()}
+    # In half precision, and with a tensor that the class of the body has no place for.
+    base = Memory(
+        {n: t.bfloat16() if t.is_floating_point() else t for n, t in tensors.items()} | {"cls.bias": torch.ones(3)},
+        files=whole.files,
+    )
+    settings = Finetuning(steps=2, max_length=16, precision="fp32")
+    tuned = finetune(base, task, task.examples("train"), settings, seed=1)
+    subject = tuned_subject(tuned)
+    saved = body(body_checkpoint(tuned.model.body, base), like=base)
+    assert content_id(subject.checkpoint) == content_id(saved) != content_id(base)
+    for name, parameter in subject.parameters().items():
+        assert torch.equal(parameter.detach(), saved.read(name).float())
+    part = mask_of(choice("random:1%"), base, seed=3)
+    masked = finetune(base, task, task.examples("train"), settings, seed=1, mask=part)
+    assert masked.chosen is not None
+    kept = masked_checkpoint(masked.model.body, base, masked.chosen)
+    assert content_id(tuned_subject(masked).checkpoint) == content_id(kept)
+
+
+def test_a_model_with_an_adapter_on_it_is_refused(task: Task) -> None:
+    pytest.importorskip("peft")
+    settings = Finetuning(steps=1, max_length=16, precision="fp32")
+    tuned = finetune(bert(), task, task.examples("train"), settings, seed=1, adapt=Lora(rank=2))
+    with pytest.raises(TaskError, match="an adapter on it"):
+        tuned_subject(tuned)
 
 
 def test_a_checkpoints_own_head_is_measured_too(task: Task) -> None:

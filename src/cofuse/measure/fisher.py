@@ -21,7 +21,7 @@ from ..errors import TaskError
 from ..progress import SILENT, Progress
 from ..tasks import Examples
 from .likelihood import FisherKind, check_kind, cotangents
-from .squares import Collector
+from .squares import Collector, DoubtError
 from .statistics import StatisticsRecord, versions, with_record
 from .subject import Subject
 
@@ -114,12 +114,23 @@ def _means(
     def around() -> AbstractContextManager[Any]:
         return torch.autocast(subject.device.type, torch.bfloat16, enabled=precision == "bf16")
 
-    bar = progress.bar("fisher", len(examples))
-    with Collector(subject, around=around) as squares:
-        for batch in subject.batches(examples, batch_size):
-            told = squares.fallback is not None
-            squares.add(batch, partial(cotangents, kind, subject.outputs, seed=seed))
-            if not told and squares.fallback:
-                progress.say(f"no rule for {', '.join(squares.fallback)}: found by torch.func, slower and as exact")
-            bar.advance(len(batch))
-    return squares.means(), squares.fallback or ()
+    told: set[str] = set()
+
+    def summed(apart: frozenset[str]) -> Collector:
+        bar = progress.bar("fisher", len(examples))
+        with Collector(subject, around=around, apart=apart) as squares:
+            for batch in subject.batches(examples, batch_size):
+                squares.add(batch, partial(cotangents, kind, subject.outputs, seed=seed))
+                if new := [name for name in squares.fallback or () if name not in told]:
+                    progress.say(f"no rule for {', '.join(new)}: found by torch.func, slower and as exact")
+                    told.update(new)
+                bar.advance(len(batch))
+        return squares
+
+    apart: frozenset[str] = frozenset()
+    while True:
+        try:
+            squares = summed(apart)
+            return squares.means(), squares.fallback or ()
+        except DoubtError as doubt:  # each time there is one name more at least
+            apart |= doubt.names

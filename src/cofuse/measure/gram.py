@@ -24,9 +24,6 @@ from ..tasks import Examples
 from .statistics import StatisticsRecord, versions, with_record
 from .subject import Batch, Subject
 
-# Masks that a model is given, by which of its inputs are sequences; a decoder's layers are asked for theirs first.
-_MASKS = ("attention_mask", "decoder_attention_mask")
-
 
 def gram(
     subject: Subject,
@@ -109,6 +106,7 @@ def _weight(name: str) -> str:
 def _watched(subject: Subject, sums: dict[str, torch.Tensor], counts: dict[str, int]) -> Iterator[Any]:
     """Inside it, what is yielded runs a batch and adds its layers' inputs to the sums."""
     batch_inside: list[Batch] = []
+    read: list[torch.Tensor] = []  # what an encoder gave, which a decoder's layers see too
     # Queries, keys and values are made from one and the same input.
     last: list[tuple[torch.Tensor, torch.Tensor, int]] = []
 
@@ -117,7 +115,8 @@ def _watched(subject: Subject, sums: dict[str, torch.Tensor], counts: dict[str, 
             return
         (x,) = (*given, *named.values())
         if not (last and last[0][0] is x):
-            rows = counted(x, batch_inside[0].inputs, decoder="decoder" in name).double()
+            written = "encoder" not in name.split(".") and not any(x is y for y in read)
+            rows = counted(x, batch_inside[0], written=written).double()
             last[:] = [(x, rows.T @ rows, len(rows))]
         _, product, count = last[0]
         there = subject.names[_weight(name)]
@@ -128,15 +127,24 @@ def _watched(subject: Subject, sums: dict[str, torch.Tensor], counts: dict[str, 
             sums[there] = product.clone()
         counts[there] = counts.get(there, 0) + count
 
+    def given_on(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        read.append(output if isinstance(output, torch.Tensor) else output[0])
+
     def look(batch: Batch) -> None:
         batch_inside[:] = [batch.to(subject.device)]
         subject.logits(batch)
         batch_inside.clear()
         last.clear()
+        read.clear()
 
     handles = [
         module.register_forward_pre_hook(partial(seen, name, not isinstance(module, nn.Linear)), with_kwargs=True)
         for name, module in linear_layers(subject).items()
+    ]
+    handles += [
+        module.register_forward_hook(given_on)
+        for name, module in subject.module.named_modules()
+        if name.split(".")[-1] == "encoder"
     ]
     try:
         yield look
@@ -145,19 +153,29 @@ def _watched(subject: Subject, sums: dict[str, torch.Tensor], counts: dict[str, 
             handle.remove()
 
 
-def counted(x: torch.Tensor, inputs: Mapping[str, torch.Tensor], *, decoder: bool) -> torch.Tensor:
+def counted(x: torch.Tensor, batch: Batch, *, written: bool = False) -> torch.Tensor:
     """A layer's inputs [..., in] as rows [positions, in], without those that are padding.
 
-    Positions are told by a mask of the model's inputs whose shape they have, or whose entries they have flattened. Where
-    there is none (images, a pooled vector), all of them count.
+    Positions are told by a mask whose shape they have, or whose entries they have flattened. Where there is none (images, a
+    pooled vector), all of them count. What a decoder writes counts where its labels do, unless it is given a mask.
 
+    >>> import numpy as np
     >>> x, mask = torch.arange(4.0).reshape(1, 4, 1), torch.tensor([[1, 1, 0, 0]])
-    >>> counted(x, {"attention_mask": mask}, decoder=False).tolist()
+    >>> counted(x, Batch(np.array([0]), {"attention_mask": mask}, torch.zeros(1))).tolist()
     [[0.0], [1.0]]
+
+    Args:
+        x: the inputs.
+        batch: what the model was given.
+        written: they are of an encoder-decoder's decoder.
     """
     rows = x.reshape(-1, x.shape[-1])
-    for key in reversed(_MASKS) if decoder else _MASKS:
-        mask = inputs.get(key)
+    inputs = batch.inputs
+    masks = [inputs.get("attention_mask")]
+    if "decoder_input_ids" in inputs:
+        own = [inputs.get("decoder_attention_mask", batch.mask)]
+        masks = own + masks if written else masks + own
+    for mask in masks:
         if mask is not None and mask.shape[-1] > 1 and len(rows) == mask.numel():
             return rows[mask.reshape(-1).bool()]
     return rows

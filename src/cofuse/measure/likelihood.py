@@ -35,7 +35,7 @@ def check_kind(kind: str, outputs: Outputs) -> None:
         raise TaskError(
             "the exact expectation is over every sequence of tokens",
             got="expected, of a language model",
-            expected="sampled: a sequence drawn from the model, unbiased",
+            expected="sampled: each token drawn from the model, given the text's own tokens before it",
             hint="take --sampled or --empirical",
         )
 

@@ -114,14 +114,13 @@ def open_statistics(
     return record
 
 
-def check_model(statistics: Checkpoint, model: Checkpoint) -> None:
-    """Refuse statistics that say they belong to another model; those that say nothing pass.
+def check_model(statistics: Checkpoint, model: Checkpoint, kind: StatisticsKind = "fisher") -> None:
+    """Refuse what are no statistics of a model: of another model or kind, or a checkpoint that says neither.
 
     Raises:
-        TaskError: they belong to another, or their record is damaged.
+        TaskError: they are of another model or kind, or their record is missing or damaged.
     """
-    if RECORD in statistics.files:
-        _check_same(read_record(statistics), statistics, content_id(model))
+    open_statistics(statistics, kind, model=model)
 
 
 def _check_same(record: StatisticsRecord, statistics: Checkpoint, wanted: str) -> None:

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from ..checkpoint import Checkpoint, Memory
+from ..checkpoint import body as saved_body
 from ..errors import TaskError
 from ..tasks import Examples, Task, draw
 from ..tasks.finetune import TaskModel, Tuned
-from ..tasks.model import Head, Pooling, body_width, load_body, names_in
+from ..tasks.model import Head, Pooling, Precision, body_width, load_body, names_in
 from ..tasks.probe import fit_head
 from .own_head import own_head
 
@@ -150,7 +151,8 @@ def open_subject(
     seed: int = 0,
     max_length: int = 128,
     pooling: Pooling = "mean",
-    probe_on: int = 1024,
+    probe_on: int | Examples = 1024,
+    precision: Precision = "fp32",
 ) -> Subject:
     """A checkpoint on a task.
 
@@ -163,7 +165,8 @@ def open_subject(
         seed: of the random head, and of the examples that the probe is fitted to.
         max_length: longest sequence in tokens.
         pooling: what of a body's outputs a task's head sees.
-        probe_on: examples of the train split that the probe is fitted to.
+        probe_on: what the probe is fitted to: so many examples of the train split, or these.
+        precision: of the features that the probe is fitted to.
 
     Raises:
         TaskError: the checkpoint does not fit its config, has no head of its own, or does not fit the task.
@@ -174,26 +177,45 @@ def open_subject(
     body = copy.deepcopy(load_body(checkpoint)).eval()
     top = Head(body_width(body), task.outputs, 0.0, seed)
     if head == "probe":
-        train = draw(task.examples("train"), probe_on, [_DRAWS, seed])
-        fit_head(top, body, task, task.what.encode(train, checkpoint, max_length), pooling, "fp32")
+        train = draw(task.examples("train"), probe_on, [_DRAWS, seed]) if isinstance(probe_on, int) else probe_on
+        fit_head(top, body, task, task.what.encode(train, checkpoint, max_length), pooling, precision)
     model = TaskModel(body, top, task.what, pooling).eval()
     said = {"head": head, "seed": seed, "max_length": max_length, "pooling": pooling}
     if head == "probe":
-        said["probe_on"] = probe_on
+        said["probe_on"] = probe_on if isinstance(probe_on, int) else len(probe_on)
     return _of_task_model(model, task, checkpoint, max_length, said)
 
 
 def tuned_subject(tuned: Tuned) -> Subject:
     """A finetuned model with the head that was trained, on its task.
 
-    Its checkpoint is the finetuned body, under the base's names.
+    It is measured as it would be saved: its checkpoint has the base's names and dtypes, and what the class lacks; its
+    parameters are read back from there.
+
+    Raises:
+        TaskError: an adapter was trained.
     """
+    from ..tasks.masked import masked_checkpoint
     from ..tasks.model import body_checkpoint
 
+    if tuned.adapted is not None:
+        raise TaskError(
+            "a model with an adapter on it is not the one that is saved",
+            where=f"{tuned.like.where}, task {tuned.task.name}",
+            hint="merge the adapter into the base, and open the result",
+        )
+    if tuned.chosen is not None:
+        saved: Checkpoint = masked_checkpoint(tuned.model.body, tuned.like, tuned.chosen)
+    else:
+        saved = saved_body(body_checkpoint(tuned.model.body, tuned.like), like=tuned.like)
     model = copy.deepcopy(tuned.model).eval()
+    own = dict(model.body.state_dict(keep_vars=True))
+    with torch.no_grad():
+        for name, there in names_in(model.body, {*saved.names(), *saved.aliases}).items():
+            own[name].copy_(saved.read(there))
     settings = tuned.settings
     said = {"head": "trained", "max_length": settings.max_length, "pooling": settings.pooling}
-    return _of_task_model(model, tuned.task, body_checkpoint(model.body, tuned.like), settings.max_length, said)
+    return _of_task_model(model, tuned.task, saved, settings.max_length, said)
 
 
 def _of_task_model(

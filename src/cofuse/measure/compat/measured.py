@@ -71,7 +71,7 @@ def measure_change(
         changed: the base with a change; tensors that are no parameters of the subject (running means) count as
             unchanged.
         examples: what they are compared on.
-        quadratic: also the full quadratic form, which takes about three more forward passes.
+        quadratic: also the full quadratic form: one Jacobian-vector product a batch.
         batch_size: examples at a time; the result depends on it by rounding alone.
         progress: told of every example.
 

@@ -105,6 +105,8 @@ def predict(
         name, start, stop = job
         change = _change(base, changed, name, start, stop)
         if change is not None and name not in fisher:
+            if not np.isfinite(change[1]).all():
+                raise CheckpointError("a value is not finite", where=f"{changed.where}: {name}")
             missing.add(name)
         elif change is not None:
             where, delta = change

@@ -17,6 +17,8 @@ import torch
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..exhausted import exhausted
+
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
 Form: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -42,7 +44,9 @@ def along(
         warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)  # torch's own use of it
         try:
             found = jvp(function, (dict(at),), (dict(change),))
-        except (NotImplementedError, RuntimeError):
+        except (NotImplementedError, RuntimeError) as error:
+            if exhausted(error):
+                raise
             return _twice_backward(function, at, change)
     return found[0].detach(), found[1].detach()
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ...errors import TaskError
+from ..exhausted import exhausted
 from .bare import bare_rows, own_rows
 from .coverage import one_at_a_time, unlike
 from .fallback import Fallback
@@ -35,6 +36,24 @@ _WINDOW = 128
 
 Around = Callable[[], AbstractContextManager[Any]]
 Cotangents = Callable[[torch.Tensor, "Batch"], Iterable[torch.Tensor]]
+# How a layer's rows relate to a batch: so many for each example, or as many as an input is long: (its name, the axis).
+_Shares = frozenset[int | tuple[str, int]]
+
+
+class DoubtError(TaskError):
+    """Squares that were added may be wrong: a layer's rows stood for examples by chance.
+
+    Attributes:
+        names: parameters of such layers, to begin anew with.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names)
+        super().__init__(
+            "rows of a layer are not the examples'",
+            where=", ".join(sorted(self.names)),
+            hint="sum again with `apart` these names",
+        )
 
 
 @dataclass(slots=True)
@@ -44,6 +63,7 @@ class _Use:
     module: nn.Module
     a: torch.Tensor
     count: int
+    rows: int
     g: torch.Tensor | None = None
 
     def apart(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,18 +74,30 @@ class _Use:
             a, g = (x.reshape(self.count, -1, *x.shape[1:]) for x in (a, g))
         return a, g
 
+    def shares(self, batch: Batch) -> _Shares:
+        """What may be behind the number of its rows; nothing where they do not go evenly into the examples."""
+        each, rest = divmod(self.rows, self.count)
+        if rest:
+            return frozenset()
+        inputs = batch.inputs.items()
+        return frozenset(
+            {each, *((name, axis) for name, x in inputs for axis, size in enumerate(x.shape[1:]) if size == each)}
+        )
+
 
 class Collector:
     """Squared gradients of a model's parameters, summed over the examples of batches.
 
     A context manager: inside it the parameters want no gradient, and the model has hooks. On the first examples it checks
     every parameter against gradients of one example at a time. Those that no rule covers exactly are found by
-    `torch.func` from then on, and named in `fallback`.
+    `torch.func` from then on, and named in `fallback`. So is, later, what the check did not see: a layer that was not
+    used in it, and one whose rows relate otherwise to the batch (experts that tokens are routed to).
 
     Args:
         subject: the model.
         budget: bytes that the gradients of one parameter may take at a time.
         around: what each forward pass runs inside: autocast.
+        apart: parameters that no rule is to be asked for.
     """
 
     def __init__(
@@ -74,6 +106,7 @@ class Collector:
         *,
         budget: int = BUDGET,
         around: Around = nullcontext,
+        apart: Iterable[str] = (),
     ) -> None:
         self.subject = subject
         self._budget, self._around = budget, around
@@ -106,7 +139,13 @@ class Collector:
         self._left: dict[str, int] = {}
         self._count = 0  # examples of the batch that is inside; 0 where hooks are to do nothing
         self._expanding = True
+        self._expanded: set[nn.Module] = set()  # layers whose one row was for all examples in the check
+        self._apart = frozenset(apart)
         self._failed: set[str] = set()
+        self._shares: dict[nn.Module, _Shares] = {}  # of every layer that was used
+        self._reached: set[nn.Module] = set()  # layers that the check's gradient came to
+        self._arrived_bare: set[str] = set()  # bare ones that the check saw
+        self._added: set[str] = set()  # parameters whose squares a rule has added
         self._handles: list[Any] = []
         self._wanted: dict[nn.Parameter, bool] = {}
 
@@ -135,6 +174,7 @@ class Collector:
 
         Raises:
             TaskError: logits or a gradient are not finite.
+            DoubtError: squares of earlier batches were added by a rule that is now seen not to hold.
         """
         if self.fallback is None:
             self._check(batch.first(2))
@@ -166,6 +206,7 @@ class Collector:
         if not bool(torch.isfinite(logits).all()):
             where = f"examples {', '.join(map(str, batch.rows[:8]))}{', ...' if len(batch) > 8 else ''}"
             raise TaskError("the model's outputs are not finite", where=where, hint="is the checkpoint damaged?")
+        self._compare(batch)
         before: torch.Tensor | None = None
         for v in cotangents(logits, batch):
             if before is not None:
@@ -207,25 +248,35 @@ class Collector:
     # Hooks
 
     def _forward(self, module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> torch.Tensor | None:
-        if not self._count:
+        if not self._count or not len(output):
             return None
         a: torch.Tensor = (args[0] if args else next(iter(kwargs.values()))).detach()
-        if len(output) == 1 < self._count and self._expanding:
+        if self.fallback is None and len(output) == 1 < self._count and self._expanding:
+            self._expanded.add(module)
+        if len(output) == 1 < self._count and module in self._expanded:
             # The same for all examples (a table of positions): made into each one's own, so that gradients come apart.
             output, a = (x.expand(self._count, *x.shape[1:]) for x in (output, a))
         if not output.requires_grad:  # where what is propagated begins; a copy, for it may be changed in place
             output = output.detach().requires_grad_().clone()
-        use = _Use(module, a, self._count)
+        use = _Use(module, a, self._count, len(output))
         for _, name in self._homes[module]:
             self._uses.setdefault(name, []).append(use)
         output.register_hook(partial(self._arrived, use))  # type: ignore[no-untyped-call]
         return output
 
     def _arrived_rows(self, name: str, g: torch.Tensor) -> None:
+        if self.fallback is None:
+            self._arrived_bare.add(name)
+        elif name not in self._arrived_bare:
+            raise DoubtError([name])
         self._window[name].add_(g.detach().to(self._window[name].dtype).square().sum(0, keepdim=True))
 
     def _arrived(self, use: _Use, g: torch.Tensor) -> None:
         use.g = g.detach()
+        if self.fallback is None:
+            self._reached.add(use.module)
+        elif use.module not in self._reached and self._homes[use.module]:
+            raise DoubtError(name for _, name in self._homes[use.module])
         for _, name in self._homes[use.module]:
             self._left[name] -= 1
             if not self._left[name]:
@@ -243,8 +294,8 @@ class Collector:
                 rule.add(attribute, use.module, *use.apart(self._window[name].dtype), self._window[name], self._budget)
             elif uses:
                 self._square_together(name, uses)
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-            if self.fallback is not None:
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            if self.fallback is not None or exhausted(error):
                 raise
             self._failed.add(name)  # the class only has the name of one that a rule is for
 
@@ -270,19 +321,68 @@ class Collector:
         truth, v = one_at_a_time(self.subject, batch, list(self.parameters.items()))
         try:
             self._pass(batch, lambda logits, _: [v], nullcontext)  # in float32, as the truth is
-        except (RuntimeError, ValueError, TypeError, IndexError):
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if exhausted(error):
+                raise
             # Somewhere in the model one row for all examples is wanted.
             self._expanding = False
+            self._forget()
+            self._expanded.clear()
+            self._reached.clear()
+            self._shares.clear()
+            self._failed.clear()
             self._pass(batch, lambda logits, _: [v], nullcontext)
-        found = {name: window.double() for name, window in self._window.items()}
         ruled = {name for homes in self._homes.values() for _, name in homes}
         ruled |= {name for _, _, name in self._bare} if self._expanding else set()
-        wrong = self._failed | (set(self.parameters) - ruled) | set(unlike(found, truth))
-        self.fallback = tuple(name for name in self.parameters if name in wrong)
-        self._other.take(self.fallback)
-        for module, homes in list(self._homes.items()):
-            self._homes[module] = [home for home in homes if home[1] not in wrong]
-        self._bare = [row for row in self._bare if row[2] not in wrong and self._expanding]
+        # A rule that gave zero for zero has shown nothing.
+        used = {name for module in self._reached for _, name in self._homes[module]} | self._arrived_bare
+        silent = {name for name in used if not bool(truth[name].any())}
+        wrong = set(self._apart) | self._failed | (set(self.parameters) - ruled) | silent
+        wrong |= set(unlike(self._window, truth))
+        self._forget()
+        self._to_fallback(wrong)
+        self._bare = [row for row in self._bare if self._expanding]
+
+    def _forget(self) -> None:
+        """The check's squares are none of the sums'."""
         for window in self._window.values():
             window.zero_()
         self._in_window = 0
+
+    def _to_fallback(self, names: set[str]) -> None:
+        self.fallback = tuple(name for name in self.parameters if name in names or name in (self.fallback or ()))
+        self._other.take(self.fallback)
+        for module, homes in self._homes.items():
+            self._homes[module] = [home for home in homes if home[1] not in names]
+        self._bare = [row for row in self._bare if row[2] not in names]
+
+    def _compare(self, batch: Batch) -> None:
+        """Before squares are added: what is used otherwise than in the check goes to the fallback.
+
+        Rows that depend on the data may be as many as there are examples and not be theirs.
+
+        Raises:
+            DoubtError: a rule has added squares of it before.
+        """
+        wrong: set[str] = set()
+        for use in {id(use): use for uses in self._uses.values() for use in uses}.values():
+            known = self._shares.get(use.module)
+            shares = use.shares(batch)
+            if known is None and self.fallback is None:
+                known = shares
+            # Of one example all rows are its own, however many.
+            self._shares[use.module] = now = (
+                frozenset() if known is None else known if use.count == 1 else known & shares
+            )
+            if not now:
+                wrong |= {name for _, name in self._homes[use.module]}
+        if self.fallback is None:
+            self._failed |= wrong
+            return
+        if wrong & self._added:
+            raise DoubtError(wrong & self._added)
+        if wrong:
+            self._to_fallback(wrong)
+            for name in wrong:
+                del self._uses[name]
+        self._added |= set(self._uses)

@@ -46,6 +46,8 @@ def gradients(
         parameter.requires_grad_(True)
     try:
         logits = subject.logits(batch.part(slice(i, i + 1)))
+        if not logits.requires_grad:  # it depends on none of them
+            return [None] * len(wanted)
         return torch.autograd.grad(logits, wanted, v[i : i + 1].to(logits), allow_unused=True)
     finally:
         for parameter, was in zip(wanted, before, strict=True):
@@ -57,5 +59,5 @@ def unlike(found: Mapping[str, torch.Tensor], truth: Mapping[str, torch.Tensor])
     largest = max((float(t.mean()) for t in truth.values() if t.numel()), default=0.0)
     for name, right in truth.items():
         allowed = _RELATIVE * float(right.norm()) + _ROUNDING * largest * right.numel() ** 0.5
-        if not float((found[name] - right).norm()) <= allowed:
+        if not float((right - found[name]).norm()) <= allowed:  # in float64, one parameter at a time
             yield name

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
+from ..exhausted import exhausted
 from .coverage import gradients
+from .rule import parts
 
 if TYPE_CHECKING:
     from ..subject import Batch, Subject
@@ -27,6 +29,22 @@ class _Whole(nn.Module):
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return self._forward(inputs)
+
+
+@contextmanager
+def _unconverted(module: nn.Module) -> Iterator[None]:
+    """Inside, a layer that converts itself while it runs (a router, to float32) raises: under `vmap`, torch would crash."""
+
+    def refuse(*given: Any, **named: Any) -> None:
+        raise RuntimeError("a layer converts itself")
+
+    for inner in module.modules():
+        inner.__dict__["_apply"] = refuse
+    try:
+        yield
+    finally:
+        for inner in module.modules():
+            inner.__dict__.pop("_apply", None)
 
 
 class Fallback:
@@ -57,7 +75,9 @@ class Fallback:
             if self.vmapped:
                 try:
                     return self._at_once(batch.to(v.device), v)
-                except (RuntimeError, ValueError, TypeError, NotImplementedError):
+                except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+                    if exhausted(error):
+                        raise
                     self.vmapped = False
             sums = {name: torch.zeros_like(p) for name, p in self._parameters}
             for i in range(len(batch)):
@@ -78,8 +98,11 @@ class Fallback:
             return (logits.squeeze(0) * v).sum()
 
         each = sum(value.numel() * value.element_size() for value in values.values())
-        size = max(1, self._budget // each)
-        with warnings.catch_warnings():
+        sums = {name: torch.zeros_like(p) for name, p in self._parameters}
+        with warnings.catch_warnings(), _unconverted(self._subject.module):
             warnings.simplefilter("ignore")  # torch says so where it goes over examples one by one
-            found = vmap(grad(score), (None, 0, 0), chunk_size=size)(values, batch.inputs, v)
-        return {names[inner]: g.square().sum(0) for inner, g in found.items()}
+            for rows in parts(len(batch), each, self._budget):
+                found = vmap(grad(score), (None, 0, 0))(values, batch.part(rows).inputs, v[rows])
+                for inner, g in found.items():
+                    sums[names[inner]] += g.square().sum(0)  # not in place: gradients may share memory
+        return sums

@@ -24,6 +24,7 @@ RULES: Mapping[str, Rule] = {
     "LayerNorm": LAYER_NORM,
     "*RMSNorm": RMS_NORM,  # every family has one of its own
     "T5LayerNorm": RMS_NORM,
+    "SwitchTransformersLayerNorm": RMS_NORM,
     "BatchNorm?d": BATCH_NORM,
     "GroupNorm": GROUP_NORM,
     "Conv1d": CONVOLUTION,
