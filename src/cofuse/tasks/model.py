@@ -196,7 +196,7 @@ def pooled(body: nn.Module, batch: Mapping[str, torch.Tensor], pooling: Pooling)
     mask = batch.get("attention_mask")
     if mask is None:
         # Images: the class token, where there is one, was trained by nothing yet.
-        first = int(any(name.endswith("cls_token") for name, _ in body.named_parameters()))
+        first = int(any(isinstance(getattr(m, "cls_token", None), torch.Tensor) for m in body.modules()))
         return hidden[:, first:].mean(1)
     weights = mask.to(hidden.dtype).unsqueeze(-1)  # [batch, time, 1]
     return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
