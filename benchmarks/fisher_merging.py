@@ -285,7 +285,7 @@ def tables(known: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Iterator[str]:
 
     seeds = [s for s in range(9) if all(("pair", *pair, s, way) in known for pair in PAIRS for way in WAYS)]
     if seeds:
-        yield f"Pairs, {len(seeds)} seeds; test accuracy, mean of both tasks ({len(seeds) * len(PAIRS)} merges a row):\n"
+        yield f"Pairs, seeds {seeds}; test accuracy, mean of both tasks ({len(seeds) * len(PAIRS)} merges a row):\n"
         yield "| way | lambda 1/2 | minus mean | lambda chosen for both | minus mean | chosen for one task | minus unmerged |"
         yield "|---|---|---|---|---|---|---|"
         shape = (len(PAIRS), len(seeds))
@@ -320,7 +320,7 @@ def tables(known: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Iterator[str]:
             yield f"| {' + '.join(pair)} | {' | '.join(row)} |"
     grouped = [s for s in range(9) if ("group", s, GROUP[-1]) in known]
     if grouped:
-        yield f"\nGroup of {len(GROUP)}, {len(grouped)} seeds, equal weights:\n"
+        yield f"\nGroup of {len(GROUP)}, seeds {grouped}, equal weights:\n"
         yield f"| way | {' | '.join(GROUP)} | mean | minus mean |"
         yield "|---|" + "---|" * (len(GROUP) + 2)
         found = {
@@ -335,7 +335,7 @@ def tables(known: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Iterator[str]:
             yield f"| {way} | {' | '.join(f'{x:.1f}' for x in scores.mean(1))} | {scores.mean():.1f} | {against} |"
     done = [s for s in range(9) if all(("from donor", name, s) in known for name in SCIENCE)]
     if done:
-        yield f"\nDomain, {len(done)} seeds; test accuracy:\n"
+        yield f"\nDomain, seeds {done}; test accuracy:\n"
         yield f"| | {' | '.join(SCIENCE)} | minus unmerged |"
         yield "|---|" + "---|" * (len(SCIENCE) + 1)
         rows = {"unmerged": values([[known["unmerged", name, s]["test"][0] for s in done] for name in SCIENCE])}

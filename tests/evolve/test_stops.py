@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -56,12 +57,11 @@ def alive(process: int) -> bool:
 
 
 def children(process: int) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{process}/task/{process}/children").read_text().split()] + [
-        int(p)
-        for task in Path(f"/proc/{process}/task").iterdir()
-        if task.name != str(process)
-        for p in (task / "children").read_text().split()
-    ]
+    found = []
+    for task in sorted(Path(f"/proc/{process}/task").iterdir(), key=lambda t: t.name != str(process)):
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found += [int(p) for p in (task / "children").read_text().split()]
+    return found
 
 
 def until(ready: object, seconds: float = 60.0) -> None:

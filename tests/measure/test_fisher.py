@@ -203,8 +203,12 @@ class _StopsAt(Silent):
 
 def test_an_interruption_leaves_the_model_as_it_was() -> None:
     subject, examples = MODELS["bert"]()
-    with pytest.raises(Interrupted), interruptible():
-        fisher(subject, examples, kind="empirical", batch_size=2, progress=_StopsAt(4))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background inherits none
+    try:
+        with pytest.raises(Interrupted), interruptible():
+            fisher(subject, examples, kind="empirical", batch_size=2, progress=_StopsAt(4))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert all(parameter.requires_grad for parameter in subject.module.parameters())
     assert not any(module._forward_hooks for module in subject.module.modules())
     assert_same(fisher(subject, examples, kind="empirical"), slow_fisher(subject, examples, "empirical"))
