@@ -59,7 +59,7 @@ def run(here: Path, new: str, *more: str) -> Result:
 
 def test_the_same_model_passes(here: Path) -> None:
     ended = run(here, "same", "--out", "pass", "--json")
-    assert ended.exit_code == 0, ended.stderr
+    assert ended.exit_code == 0, ended.stderr + ended.stdout
     said = json.loads(ended.stdout)
     assert (said["verdict"]["state"], said["verdict"]["step"]) == ("pass", "patch")
     (task,) = said["tasks"]

@@ -54,6 +54,17 @@ def test_pairs_and_regressions_in_folders(tmp_path: Path) -> None:
     assert single.examples("train").inputs == {"text": ["a", "b"]}
 
 
+def test_a_relative_folder_is_another_one_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = set()
+    for n in (8, 16):
+        write_task(tmp_path / str(n) / "task", {"train": opinions(n)}, {"name": "opinions", "labels": ["bad", "good"]})
+        monkeypatch.chdir(tmp_path / str(n))
+        task = open_task("task")
+        assert len(task.examples("train")) == n
+        ids.add(task.id)
+    assert len(ids) == 2
+
+
 def test_columns_that_were_written_out_are_read_although_equal_tasks_were_before(tmp_path: Path) -> None:
     rows = {"train": {"text": ["a"], "text_pair": ["b"], "label": [1.0]}}
     write_task(tmp_path / "r", rows, {})

@@ -109,12 +109,12 @@ class Task(Document):
         Raises:
             TaskError: the data cannot be had, or labels are not among the task's.
         """
-        return _examples(self, split, tuple(_columns_of(self).items()))
+        return _examples(self, split, tuple(_columns_of(self).items()), Path.cwd())
 
     @property
     def id(self) -> str:
         """A hash of what the task is and of its data; scores are comparable when it agrees."""
-        return _task_id(self)
+        return _task_id(self, Path.cwd())
 
 
 def _columns_of(task: Task) -> dict[str, str]:
@@ -129,14 +129,14 @@ def _columns_of(task: Task) -> dict[str, str]:
 
 
 @lru_cache(maxsize=256)
-def _task_id(task: Task) -> str:
+def _task_id(task: Task, here: Path) -> str:  # a relative folder is another one elsewhere
     said = task.model_dump(mode="json", exclude={"data": {"folder"}})
     text = json.dumps([said, task.data.fingerprint()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @lru_cache(maxsize=256)
-def _examples(task: Task, split: Split, names: tuple[tuple[str, str], ...]) -> Examples:
+def _examples(task: Task, split: Split, names: tuple[tuple[str, str], ...], here: Path) -> Examples:
     # The names are part of the key: tasks that differ only in which columns were written out are equal.
     wanted = dict(names)
     columns = task.data.columns(split, (*wanted.values(), task.columns.label))
