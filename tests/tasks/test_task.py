@@ -57,7 +57,9 @@ def test_pairs_and_regressions_in_folders(tmp_path: Path) -> None:
 def test_a_relative_folder_is_another_one_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = set()
     for n in (8, 16):
-        write_task(tmp_path / str(n) / "task", {"train": opinions(n, 0)}, {"name": "opinions", "labels": ["bad", "good"]})
+        write_task(
+            tmp_path / str(n) / "task", {"train": opinions(n, 0)}, {"name": "opinions", "labels": ["bad", "good"]}
+        )
         monkeypatch.chdir(tmp_path / str(n))
         task = open_task("task")
         assert len(task.examples("train")) == n
