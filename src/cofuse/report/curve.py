@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CofuseError
 from ..measure.curve import Curve
-from .files import _replace
+from .files import replace
 from .panels import ticks
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def write_curve(path: Path, curve: Curve, names: Sequence[str]) -> None:
     Raises:
         CofuseError: another ending, or the file cannot be written.
     """
-    _replace(path, drawer(path)(curve, names))
+    replace(path, drawer(path)(curve, names))
 
 
 def drawer(path: Path) -> Callable[[Curve, Sequence[str]], bytes]:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import CofuseError
 from ..measure.contamination import Overlap
 from ..measure.evaluating import Evaluated, Model
 from ..measure.intervals import interval
 from ..measure.records import Record, Records
 from ..measure.spread import spread
 from ..measure.suite import OpenSuite
-from .files import _replace
+from .files import as_json, make, replace
 from .intervals import Bar, draw_intervals
 from .summary import ALL_TASKS, Row
-from .words import counted, duration, protocol_words, score, short, signed
+from .template import drawn, rendered
+from .words import counted, protocol_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -142,16 +141,12 @@ def write_evaluation(folder: Path, found: Evaluation) -> Path:
     Raises:
         CofuseError: jinja2 is not installed (the other files are written before), or the folder cannot be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CofuseError("cannot write a report", where=folder, got=error.strerror) from None
+    make(folder)
     kept = dict.fromkeys(r for records in found.evaluated.records.values() for r in map(_line, records))
-    _replace(folder / "records.jsonl", "".join(f"{line}\n" for line in kept).encode())
-    document = json.dumps(found.document(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    _replace(folder / "summary.json", document.encode())
+    replace(folder / "records.jsonl", "".join(f"{line}\n" for line in kept).encode())
+    replace(folder / "summary.json", as_json(found.document()))
     page = folder / "report.html"
-    _replace(page, _page(found).encode())
+    replace(page, _page(found).encode())
     return page
 
 
@@ -160,22 +155,13 @@ def _line(record: Record) -> str:
 
 
 def _page(found: Evaluation) -> str:
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-    except ImportError:
-        raise CofuseError("a page needs jinja2", hint='pip install "cofuse[report]"') from None
-    here = files(__package__)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"score": score, "signed": signed, "short": short, "duration": duration}
-    template = environment.from_string((here / "evaluation.html.j2").read_text(encoding="utf-8"))
     records = [r for records in found.evaluated.records.values() for r in records]
-    return template.render(
-        style=Markup((here / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+    return rendered(
+        "evaluation",
         found=found,
         suite=found.suite,
         charts=[
-            (p, Markup(draw_intervals(_bars(found, p), protocol_words(p), f"chart-{i}")))  # noqa: S704 - escaped there
+            (p, drawn(draw_intervals(_bars(found, p), protocol_words(p), f"chart-{i}")))
             for i, p in enumerate(found.protocols)
         ],
         words=protocol_words,

@@ -33,19 +33,39 @@ def write_report(folder: Path, records: Sequence[Any], *, summary: Summary | Non
     from .png import draw_png
 
     summary = summarize(records) if summary is None else summary
-    document = json.dumps(summary.document(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    _replace(folder / "summary.json", document.encode())
+    replace(folder / "summary.json", as_json(summary.document()))
     charts = panels(summary)
     note = "Score in percent, mean over tasks; bars: 95 % over seeds and draws. Dashed: baselines."
     picture = draw_png(charts, heading(summary.scores), note)
-    _replace(folder / "report.png", picture)
+    replace(folder / "report.png", picture)
     page = folder / "report.html"
-    _replace(page, draw_page(summary, charts, records).encode())
+    replace(page, draw_page(summary, charts, records).encode())
     return page
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Put a file in place of another in one step; a kill leaves the old one."""
+def as_json(document: Any) -> bytes:
+    """A document as `summary.json` holds it."""
+    return (json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def make(folder: Path) -> None:
+    """Make a run's folder where there is none.
+
+    Raises:
+        CofuseError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CofuseError("cannot write a report", where=folder, got=error.strerror) from None
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Put a file in place of another in one step; a kill leaves the old one.
+
+    Raises:
+        CofuseError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         try:

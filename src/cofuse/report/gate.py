@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CofuseError
-from .files import _replace
+from .files import as_json, make, replace
 from .gate_charts import charts, label
+from .template import rendered
 from .words import counted, score, short, signed
 
 if TYPE_CHECKING:
@@ -41,15 +40,12 @@ def write_gate(folder: Path, gated: Gated) -> Path:
     """
     from ..measure.gate.document import document, lines
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CofuseError("cannot write a report", where=folder, got=error.strerror) from None
     said = document(gated)
-    _replace(folder / "records.jsonl", "".join(_json(line) + "\n" for line in lines(gated)).encode())
-    _replace(folder / "summary.json", (_json(said, indent=1) + "\n").encode())
+    make(folder)
+    replace(folder / "records.jsonl", "".join(_line(line) for line in lines(gated)).encode())
+    replace(folder / "summary.json", as_json(said))
     page = folder / "report.html"
-    _replace(page, draw_gate(said).encode())
+    replace(page, draw_gate(said).encode())
     return page
 
 
@@ -62,22 +58,13 @@ def draw_gate(said: Mapping[str, Any]) -> str:
     Raises:
         CofuseError: jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-    except ImportError:
-        raise CofuseError("a page needs jinja2", hint='pip install "cofuse[report]"') from None
     import yaml
 
-    here = files(__package__)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"score": score}
-    template = environment.from_string((here / "gate.html.j2").read_text(encoding="utf-8"))
-    style = "".join((here / name).read_text(encoding="utf-8") for name in ("page.css", "gate.css"))
     confidence = said["policy"]["confidence"]
     states = task_states(said)
-    return template.render(
-        style=Markup(style),  # noqa: S704 - our own files
+    return rendered(
+        "gate",
+        "gate.css",
         heading=f"{WORDS[said['verdict']['state']]}: a candidate on {said['suite']['name']}",
         said=said,
         words=WORDS,
@@ -174,5 +161,5 @@ def _facts(said: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _json(value: Any, **options: Any) -> str:
-    return json.dumps(value, allow_nan=False, ensure_ascii=False, **options)
+def _line(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n"

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..errors import CofuseError
 from ..evolve.records import ContributionRecord, RoundRecord, ScoreRecord, by_kind
 from .panels import Panel
 from .scores import FUSE_ONCE, INTERTRAIN_MEAN, MULTITASK, PRETRAINED, SUITES, Scores
 from .summary import ALL_TASKS, Difference, Row, Summary
 from .svg import draw_panel
-from .words import counted, duration, protocol_words, score, setting_words, short, signed
+from .template import drawn, rendered
+from .words import counted, protocol_words, score, setting_words, signed
 
 _BASELINES = ((MULTITASK, "multitask"), (FUSE_ONCE, "fuse once"), (INTERTRAIN_MEAN, "mean of intertraining"))
 # Below this, the range of the seeds itself is less than a 95 % interval.
@@ -57,25 +56,16 @@ def draw_page(summary: Summary, charts: Sequence[Panel], records: Sequence[Any])
     Raises:
         CofuseError: jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-    except ImportError:
-        raise CofuseError("a page needs jinja2", hint='pip install "cofuse[report]"') from None
-    here = files(__package__)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"score": score, "signed": signed, "short": short, "duration": duration}
-    template = environment.from_string((here / "page.html.j2").read_text(encoding="utf-8"))
     rounds: list[RoundRecord] = sorted(by_kind(tuple(records), "round"), key=lambda r: (r.seed, r.number))
     scores = summary.scores
     planned = scores.study.get("rounds")
-    return template.render(
-        style=Markup((here / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+    return rendered(
+        "page",
         heading=heading(scores),
         summary=summary,
         scores=scores,
         blocks=_blocks(summary),
-        charts=[(c, Markup(draw_panel(c, f"chart-{i}"))) for i, c in enumerate(charts)],  # noqa: S704 - escaped there
+        charts=[(c, drawn(draw_panel(c, f"chart-{i}"))) for i, c in enumerate(charts)],
         words=protocol_words,
         counted=counted,
         tint=tint,

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CofuseError
 from ..measure.agreement import Agreement
 from ..measure.ranking import Ranked, Ranking
 from ..measure.suite import OpenSuite
-from .files import _replace
+from .files import as_json, make, replace
 from .ranking_charts import draw_agreement, draw_gains, said
-from .words import counted, duration, protocol_words, score, short, signed
+from .template import drawn, rendered
+from .words import counted, duration, protocol_words, signed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,44 +70,31 @@ def write_rankings(folder: Path, found: Rankings) -> Path:
     Raises:
         CofuseError: jinja2 is not installed (the other files are written before), or the folder cannot be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CofuseError("cannot write a report", where=folder, got=error.strerror) from None
-    document = json.dumps(found.document(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    _replace(folder / "summary.json", document.encode())
+    make(folder)
+    replace(folder / "summary.json", as_json(found.document()))
     for i, ranking in enumerate(found.rankings):
-        _replace(
+        replace(
             folder / (f"ranking-{ranking.protocol}-{len(ranking.tasks)}.csv" if i else "ranking.csv"),
             ranking_csv(ranking).encode(),
         )
     page = folder / "report.html"
-    _replace(page, _page(found).encode())
+    replace(page, _page(found).encode())
     return page
 
 
 def _page(found: Rankings) -> str:
-    try:
-        from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
-    except ImportError:
-        raise CofuseError("a page needs jinja2", hint='pip install "cofuse[report]"') from None
-    here = files(__package__)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"score": score, "signed": signed, "short": short, "duration": duration}
-    template = environment.from_string((here / "ranking.html.j2").read_text(encoding="utf-8"))
-    style = "".join((here / name).read_text(encoding="utf-8") for name in ("page.css", "gate.css"))
     first = found.rankings[0]
-    return template.render(
-        style=Markup(style),  # noqa: S704 - our own files
+    return rendered(
+        "ranking",
+        "gate.css",
         heading=f"{counted(len(first.ranked), 'base model')}: {first.label}",
         found=found,
         suite=found.suite,
         charts=[
-            [Markup(draw_gains(r.of(name), f"gains-{i}-{j}")) for j, name in enumerate(r.architectures)]  # noqa: S704
+            [drawn(draw_gains(r.of(name), f"gains-{i}-{j}")) for j, name in enumerate(r.architectures)]
             for i, r in enumerate(found.rankings)
         ],
-        scatters=[Markup(draw_agreement(a, f"scatter-{i}")) for i, a in enumerate(found.agreements)],  # noqa: S704
+        scatters=[drawn(draw_agreement(a, f"scatter-{i}")) for i, a in enumerate(found.agreements)],
         agreement_words=agreement_words,
         shade=shade,
         said=said,
