@@ -10,12 +10,14 @@
     ├── FuseError                checkpoints cannot be fused as asked
     ├── StoreError               the store refuses, or what it holds is damaged
     │   ├── CorruptError         bytes do not match their id
+    │   ├── FullError            there is no room left
     │   ├── RefError             a ref is missing, malformed or has moved
     │   └── ConflictError        both sides of a merge changed what cannot be fused
     ├── TaskError                a task, its data or its model cannot be used
     │   └── DivergedError        training ended in weights that are not finite
     ├── StudyError               a study cannot be run or resumed
     ├── SuiteError               a suite cannot be evaluated, or its scores not be compared
+    ├── HubError                 a hub refuses, or cannot be reached
     └── Interrupted              somebody stopped the work; what is finished is kept
 
 An error says what, where, got, expected, and what to do. The command line prints it without a traceback.
@@ -113,6 +115,10 @@ class CorruptError(StoreError):
     """Stored bytes do not match their id."""
 
 
+class FullError(StoreError):
+    """There is no room left."""
+
+
 class RefError(StoreError):
     """A ref is missing, malformed or has moved."""
 
@@ -151,6 +157,10 @@ class StudyError(CofuseError):
 
 class SuiteError(CofuseError):
     """A suite cannot be evaluated, or its scores cannot be compared."""
+
+
+class HubError(CofuseError):
+    """A hub refuses, or cannot be reached."""
 
 
 class Interrupted(CofuseError):  # noqa: N818 - not a mistake of anybody

@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "gate": ("gate",),
     "ranking": ("rank",),
     "choosing": ("choose", "curve"),
+    "hub": ("serve", "token"),
 }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..checkpoint import sync_folder
-from ..errors import StoreError
+from ..errors import FullError, StoreError
 
 FOLDER = ".cofuse"
 FORMAT = b"cofuse store 1\n"
@@ -147,7 +147,7 @@ def explained(where: object) -> Iterator[None]:
 
 def _in_our_words(error: OSError, where: object) -> StoreError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return StoreError(
+    return (FullError if full else StoreError)(
         "cannot write to the store",
         where=where,
         got=error.strerror or str(error),

@@ -17,7 +17,8 @@ from .places import Places, explained, make_folder
 HEADS = "refs/heads/"
 TAGS = "refs/tags/"
 REMOTES = "refs/remotes/"  # then the remote's name and its branch: where that was when last seen
-NAMESPACES = (HEADS, TAGS, REMOTES)
+PULLS = "refs/pr/"  # what is offered: contributions of a hub, by number
+NAMESPACES = (HEADS, TAGS, REMOTES, PULLS)
 _BAD = re.compile(r"[\x00-\x20\x7f~^:?*\[\\#\u0080-\u009f\u2028\u2029]|\.\.|@\{|//")
 
 

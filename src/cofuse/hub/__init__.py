@@ -1,0 +1,1 @@
+"""The hub: a community evolves a model together."""

@@ -1,0 +1,1 @@
+"""The hub's own API, under /api/v1; one file a noun, each with a router."""

@@ -1,0 +1,120 @@
+"""What routes are given: the hub, who asks, and the repository that the path names.
+
+    @router.get("/repositories/{owner}/{name}/rounds")
+    def rounds(hub: TheHub, seen: Reads) -> ...
+
+`Reads`, `Contributes` and `Maintains` are the repository as the visitor has it, refused below that role; `Asks` is the visitor
+alone; `Administers` one that administers the hub.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import State
+
+from ..access.roles import Role
+from ..access.visitor import NOBODY, Visitor
+from ..faults import Unauthenticated
+from ..hub import Hub
+from ..repositories import Seen
+
+
+def the_hub(request: Request) -> Hub:
+    """The hub that answers."""
+    state: State = request.app.state
+    hub: Hub = state.hub
+    return hub
+
+
+def address_of(request: Request) -> str:
+    """Where a request comes from; what a proxy says only where settings say that there is one."""
+    said = request.headers.get("x-forwarded-for") if the_hub(request).settings.server.proxies else None
+    if said:
+        return said.rpartition(",")[2].strip()
+    return request.client.host if request.client else "nowhere"
+
+
+def secret_of(request: Request) -> str | None:
+    """The token that a request brings: as a bearer, or as the password that git's clients send."""
+    scheme, _, rest = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return rest.strip() or None
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(rest, validate=True).decode().partition(":")[2] or None
+        except (binascii.Error, UnicodeDecodeError):
+            return "malformed"
+    return None
+
+
+async def visit(request: Request) -> Visitor:
+    """Who asks. Cookies count for nothing here, so another site's page cannot ask in somebody's name.
+
+    Raises:
+        Unauthenticated: a token came that is not good.
+        TooOften: too many requests, or too many wrong tokens.
+    """
+    hub, secret, address = the_hub(request), secret_of(request), address_of(request)
+    if secret is None:
+        hub.requests.must(address)
+        return NOBODY
+    visitor = await identified(hub, secret, address, hub.visitors.token)
+    hub.requests.must(f"token {visitor.token}")
+    return visitor
+
+
+async def identified(hub: Hub, secret: str, address: str, look: Callable[[str], Visitor | None]) -> Visitor:
+    """Whose a secret is; whoever guesses has to wait.
+
+    Raises:
+        Unauthenticated: nobody's.
+        TooOften: too many wrong ones came from this address.
+    """
+    known, visitor = hub.visitors.remembered(secret)
+    if not known:
+        if hub.failures.empty(address):
+            raise hub.failures.error()
+        visitor = await run_in_threadpool(look, secret)
+    if visitor is None:
+        hub.failures.must(address)
+        raise Unauthenticated("the token is not good", hint="it may be mistyped, revoked or expired: cofuse login URL")
+    return visitor
+
+
+TheHub = Annotated[Hub, Depends(the_hub)]
+Asks = Annotated[Visitor, Depends(visit)]
+
+
+async def administrator(visitor: Asks) -> Visitor:
+    """Who asks, an administrator."""
+    visitor.must(Role.ADMIN)
+    return visitor
+
+
+Administers = Annotated[Visitor, Depends(administrator)]
+
+
+def seen_by(role: Role) -> Callable[..., Awaitable[Seen]]:
+    """A dependency: the repository of the path, for visitors of a role."""
+
+    async def seen(hub: TheHub, visitor: Asks, owner: str, name: str) -> Seen:
+        def look() -> Seen:
+            with hub.database.reading() as transaction:
+                found = hub.see(transaction, visitor, owner, name)
+                found.must(role)
+                return found
+
+        return await run_in_threadpool(look)
+
+    return seen
+
+
+Reads = Annotated[Seen, Depends(seen_by(Role.READ))]
+Contributes = Annotated[Seen, Depends(seen_by(Role.CONTRIBUTE))]
+Maintains = Annotated[Seen, Depends(seen_by(Role.MAINTAIN))]

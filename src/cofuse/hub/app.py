@@ -1,0 +1,53 @@
+"""The application: the hub's routes, put together from one table."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, FastAPI
+
+from .. import __version__
+from .answers import install
+from .api import accounts, health, repositories
+from .gateway import Gateway
+from .hub import Hub
+from .logs import set_up
+from .settings import Settings
+
+# Routers of the hub's own API, and those with paths of their own; a new noun is one file and one row.
+API: tuple[APIRouter, ...] = (accounts.router, repositories.router)
+OTHERS: tuple[APIRouter, ...] = (health.router,)
+
+
+def make_app(hub: Hub) -> FastAPI:
+    """The application of a hub."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        hub.close()
+
+    app = FastAPI(
+        title="Cofuse hub",
+        version=__version__,
+        description="A community evolves a model together.",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        lifespan=lifespan,
+    )
+    app.state.hub = hub
+    install(app)
+    app.add_middleware(Gateway, hub=hub)
+    for router in API:
+        app.include_router(router, prefix="/api/v1")
+    for router in OTHERS:
+        app.include_router(router)
+    return app
+
+
+def from_settings(settings: Settings) -> FastAPI:
+    """The application of a hub that is opened for it: what each process that answers requests starts with."""
+    set_up(settings.logs)
+    return make_app(Hub(settings))

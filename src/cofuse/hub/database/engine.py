@@ -1,0 +1,94 @@
+"""Opening the database, and transactions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from ...errors import HubError
+
+BUSY_SECONDS = 30  # that a writer waits for another, in SQLite
+
+
+class Database:
+    """A hub's database: SQLite, or PostgreSQL.
+
+    Args:
+        url: an SQLAlchemy URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+        try:
+            if self.is_sqlite:
+                self.engine = create_engine(
+                    self.url, connect_args={"timeout": BUSY_SECONDS}, pool_size=16, max_overflow=48
+                )
+                _as_a_ledger(self.engine)
+            else:
+                self.engine = create_engine(self.url, pool_size=16, max_overflow=48, pool_pre_ping=True)
+        except (SQLAlchemyError, ImportError) as error:
+            raise HubError("not a database", got=_said(error), expected="sqlite:///FILE or postgresql://...") from None
+        self._reading = sessionmaker(self.engine, expire_on_commit=False)
+        self._writing = sessionmaker(self.engine, expire_on_commit=False)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is a file."""
+        return self.url.startswith("sqlite")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Session]:
+        """Look; nothing is written."""
+        with self._reading() as session:
+            yield session
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Session]:
+        """Change something: all of the block or nothing of it, on the disk once it ends.
+
+        SQLite has one writer; it takes its turn at the start of the block, so that what the block read is still so when it
+        writes. In PostgreSQL a block that decides by what it read locks those rows (`with_for_update`).
+        """
+        with self._writing() as session, session.begin():
+            if self.is_sqlite:
+                session.connection(execution_options={"cofuse_immediate": True})
+            yield session
+
+    def migrate(self) -> None:
+        """Bring the tables to this version of the hub; what is there stays.
+
+        Raises:
+            HubError: the database cannot be reached, or a later version of the hub has used it.
+        """
+        from .migrations import migrate
+
+        migrate(self)
+
+    def close(self) -> None:
+        """Give connections back."""
+        self.engine.dispose()
+
+
+def _as_a_ledger(engine: Engine) -> None:
+    """What is acknowledged lasts through a power cut; readers and the writer do not wait for each other."""
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # the driver would begin transactions of its own, and late
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        options = connection.get_execution_options()
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("cofuse_immediate") else "BEGIN")
+
+
+def _said(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200]  # never the URL, which may have a password

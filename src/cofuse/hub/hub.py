@@ -1,0 +1,70 @@
+"""A hub that is open: its settings, its database, its stores."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from sqlalchemy.orm import Session as Transaction
+
+from ..errors import HubError
+from ..store import Store
+from .access.limits import Rate
+from .access.visitor import Visitor, Visitors
+from .database import Database, Repository
+from .metrics import Metrics
+from .repositories import Seen, find, store_folder
+from .settings import Settings
+
+_OPEN = 256  # stores that are kept open
+
+
+class Hub:
+    """What the routes, the pages and the command line share; safe to be used by many threads.
+
+    Args:
+        settings: see `Settings`. The folder is made where there is none.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     hub = Hub(Settings(data=Path(folder)))
+    ...     hub.database.migrate()
+    ...     hub.close()
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        data = settings.data.absolute()
+        self.repositories, self.uploads, self.blobs = data / "repositories", data / "uploads", data / "blobs"
+        try:
+            for folder in (self.repositories, self.uploads, self.blobs):
+                folder.mkdir(parents=True, exist_ok=True)
+            data.chmod(0o700)  # what is private here is private on the machine
+        except OSError as error:
+            raise HubError("cannot use the hub's folder", where=settings.data, got=error.strerror) from None
+        self.database = Database(settings.database_url)
+        self.visitors = Visitors(self.database)
+        self.metrics = Metrics(self.database)
+        self.requests = Rate(settings.limits.requests)
+        self.failures = Rate(settings.limits.failures)
+        self._stores: OrderedDict[str, Store] = OrderedDict()
+        self._guard = threading.Lock()
+
+    def store(self, repository: Repository) -> Store:
+        """The store of a repository."""
+        with self._guard:
+            found = self._stores.get(repository.key)
+            if found is None:
+                found = self._stores[repository.key] = Store.open(store_folder(self.repositories, repository.key))
+            self._stores.move_to_end(repository.key)
+            while len(self._stores) > _OPEN:
+                self._stores.popitem(last=False)
+            return found
+
+    def see(self, transaction: Transaction, visitor: Visitor, owner: str, name: str) -> Seen:
+        """A repository that a visitor may see; see `repositories.find`."""
+        return find(transaction, visitor, owner, name)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.database.close()
