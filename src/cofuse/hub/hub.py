@@ -13,6 +13,7 @@ from .access.limits import Rate
 from .access.visitor import Visitor, Visitors
 from .database import Database, Repository
 from .metrics import Metrics
+from .remembered import Remembered
 from .repositories import Seen, find, store_folder
 from .settings import Settings
 
@@ -36,8 +37,9 @@ class Hub:
         self.settings = settings
         data = settings.data.absolute()
         self.repositories, self.uploads, self.blobs = data / "repositories", data / "uploads", data / "blobs"
+        self.records, self.work = data / "records", data / "work"
         try:
-            for folder in (self.repositories, self.uploads, self.blobs):
+            for folder in (self.repositories, self.uploads, self.blobs, self.records, self.work):
                 folder.mkdir(parents=True, exist_ok=True)
             data.chmod(0o700)  # what is private here is private on the machine
         except OSError as error:
@@ -47,6 +49,7 @@ class Hub:
         self.metrics = Metrics(self.database)
         self.requests = Rate(settings.limits.requests)
         self.failures = Rate(settings.limits.failures)
+        self._seen = Remembered[Seen](lambda: self.database.changes)
         self._stores: OrderedDict[str, Store] = OrderedDict()
         self._guard = threading.Lock()
 
@@ -64,6 +67,20 @@ class Hub:
     def see(self, transaction: Transaction, visitor: Visitor, owner: str, name: str) -> Seen:
         """A repository that a visitor may see; see `repositories.find`."""
         return find(transaction, visitor, owner, name)
+
+    def look(self, visitor: Visitor, owner: str, name: str) -> Seen:
+        """The same, by itself; remembered for a moment, so not for what is about to be changed."""
+
+        def ask() -> Seen:
+            with self.database.reading() as transaction:
+                return find(transaction, visitor, owner, name)
+
+        return self._seen.get((visitor, owner, name), ask)
+
+    def known(self, visitor: Visitor, owner: str, name: str) -> Seen | None:
+        """The same, if it is remembered."""
+        found = self._seen.known((visitor, owner, name))
+        return None if found is None else found[0]
 
     def close(self) -> None:
         """Give everything back."""

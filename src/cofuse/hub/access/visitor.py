@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from sqlalchemy import select
 
 from ..database import Database, Session, Token
 from ..faults import Denied, Unauthenticated
+from ..remembered import Remembered
 from .roles import Role
 from .tokens import digest, good
-
-REMEMBERED = 0.5  # seconds: another process may have revoked it meanwhile
-_MOST = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,50 +63,35 @@ class Visitors:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._seen: OrderedDict[str, tuple[float, Visitor | None]] = OrderedDict()
-        self._guard = threading.Lock()
-        self._forgotten = 0
+        self._seen = Remembered[Visitor | None](lambda: database.changes)
 
-    def remembered(self, secret: str) -> tuple[bool, Visitor | None]:
-        """Whether it is known without asking the database, and what."""
-        found = self._seen.get(digest(secret))
-        if found is None or found[0] < time.monotonic():
-            return False, None
-        return True, found[1]
+    def remembered(self, secret: str) -> tuple[Visitor | None] | None:
+        """Whose a secret is, if that is known without asking the database."""
+        return self._seen.known(digest(secret))
 
     def token(self, secret: str) -> Visitor | None:
         """Whose a token is; None for a wrong one."""
-        return self._look(digest(secret), session=False)
+        hashed = digest(secret)
+        return self._seen.get(hashed, lambda: self._of_token(hashed))
 
     def session(self, secret: str) -> Visitor | None:
         """Whose a session of the web page is; None for a wrong one."""
-        return self._look(digest(secret), session=True)
+        hashed = digest(secret)
+        return self._seen.get(hashed, lambda: self._of_session(hashed))
 
-    def forget(self) -> None:
-        """Ask anew for everybody: something was revoked."""
-        with self._guard:
-            self._forgotten += 1
-            self._seen.clear()
-
-    def _look(self, hashed: str, *, session: bool) -> Visitor | None:
-        began = self._forgotten
-        now = time.time()
+    def _of_token(self, hashed: str) -> Visitor | None:
         with self._database.reading() as look:
-            csrf = None
-            if session:
-                found = look.get(Session, hashed)
-                token = found.token if found is not None and found.expires > now else None
-                csrf = found.csrf if found is not None else None
-            else:
-                token = look.scalar(select(Token).where(Token.hash == hashed))
-            visitor = None
-            if token is not None and good(token, now):
-                scope = Role.of(token.scope)
-                role = min(scope, Role.of(token.account.role))
-                visitor = Visitor(token.account_id, token.account.name, scope, role, token.id, csrf)
-        with self._guard:
-            if began == self._forgotten:
-                self._seen[hashed] = time.monotonic() + REMEMBERED, visitor
-                while len(self._seen) > _MOST:
-                    self._seen.popitem(last=False)
-        return visitor
+            return _visitor(look.scalar(select(Token).where(Token.hash == hashed)))
+
+    def _of_session(self, hashed: str) -> Visitor | None:
+        with self._database.reading() as look:
+            found = look.get(Session, hashed)
+            return None if found is None or found.expires < time.time() else _visitor(found.token, found.csrf)
+
+
+def _visitor(token: Token | None, csrf: str | None = None) -> Visitor | None:
+    if token is None or not good(token, time.time()):
+        return None
+    scope = Role.of(token.scope)
+    role = min(scope, Role.of(token.account.role))
+    return Visitor(token.account_id, token.account.name, scope, role, token.id, csrf)

@@ -89,7 +89,6 @@ def revoke(hub: TheHub, visitor: Asks, token_id: int) -> None:
             raise Unknown("no such token", got=token_id)
         token.revoked = token.revoked or time.time()
         note(transaction, visitor, "token.revoke", f"{token.account.name}/{token.id}")
-    hub.visitors.forget()
 
 
 @router.get("/accounts")
@@ -122,7 +121,6 @@ def change_account(hub: TheHub, visitor: Administers, name: str, wanted: Account
         found.quota = found.quota if wanted.quota is None else wanted.quota
         found.disabled = found.disabled if wanted.disabled is None else wanted.disabled
         note(transaction, visitor, "account.change", name, **wanted.model_dump(exclude_none=True))
-    hub.visitors.forget()
     return account_said(found)
 
 

@@ -76,11 +76,12 @@ async def identified(hub: Hub, secret: str, address: str, look: Callable[[str], 
         Unauthenticated: nobody's.
         TooOften: too many wrong ones came from this address.
     """
-    known, visitor = hub.visitors.remembered(secret)
-    if not known:
+    known = hub.visitors.remembered(secret)
+    if known is None:
         if hub.failures.empty(address):
             raise hub.failures.error()
-        visitor = await run_in_threadpool(look, secret)
+        known = (await run_in_threadpool(look, secret),)
+    (visitor,) = known
     if visitor is None:
         hub.failures.must(address)
         raise Unauthenticated("the token is not good", hint="it may be mistyped, revoked or expired: cofuse login URL")
@@ -104,13 +105,9 @@ def seen_by(role: Role) -> Callable[..., Awaitable[Seen]]:
     """A dependency: the repository of the path, for visitors of a role."""
 
     async def seen(hub: TheHub, visitor: Asks, owner: str, name: str) -> Seen:
-        def look() -> Seen:
-            with hub.database.reading() as transaction:
-                found = hub.see(transaction, visitor, owner, name)
-                found.must(role)
-                return found
-
-        return await run_in_threadpool(look)
+        found = hub.known(visitor, owner, name) or await run_in_threadpool(hub.look, visitor, owner, name)
+        found.must(role)
+        return found
 
     return seen
 

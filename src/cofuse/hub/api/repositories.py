@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
+from starlette.responses import JSONResponse
 
 from ..access.audit import note
 from ..access.tokens import find_account, role_named
@@ -98,9 +99,9 @@ def create(hub: TheHub, visitor: Asks, wanted: NewRepository) -> dict[str, Any]:
 
 
 @router.get("/{owner}/{name}")
-async def read(seen: Reads) -> dict[str, Any]:
+async def read(seen: Reads) -> JSONResponse:
     """One."""
-    return said(seen.repository) | {"role": seen.role.word}
+    return JSONResponse(said(seen.repository) | {"role": seen.role.word})
 
 
 @router.patch("/{owner}/{name}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, RowMapping, Select, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
+from starlette.concurrency import run_in_threadpool
 
 from ...errors import HubError
 
@@ -34,6 +35,8 @@ class Database:
                 self.engine = create_engine(self.url, pool_size=16, max_overflow=48, pool_pre_ping=True)
         except (SQLAlchemyError, ImportError) as error:
             raise HubError("not a database", got=_said(error), expected="sqlite:///FILE or postgresql://...") from None
+        self.changes = 0  # that this process has made, or tried to
+        self._kept: Connection | None = None
         self._reading = sessionmaker(self.engine, expire_on_commit=False)
         self._writing = sessionmaker(self.engine, expire_on_commit=False)
 
@@ -55,10 +58,34 @@ class Database:
         SQLite has one writer; it takes its turn at the start of the block, so that what the block read is still so when it
         writes. In PostgreSQL a block that decides by what it read locks those rows (`with_for_update`).
         """
-        with self._writing() as session, session.begin():
-            if self.is_sqlite:
-                session.connection(execution_options={"cofuse_immediate": True})
-            yield session
+        try:
+            with self._writing() as session, session.begin():
+                if self.is_sqlite:
+                    session.connection(execution_options={"cofuse_immediate": True})
+                yield session
+        finally:
+            self.changes += 1
+
+    async def quick(self, statement: Select[Any], **values: Any) -> Sequence[RowMapping]:
+        """A few rows found by an index, for a route that runs in the event loop: many times cheaper than a session.
+
+        In SQLite readers never wait and a few rows take some 30 us, less than handing the work to a thread does; so it is
+        done at once. A server of its own is asked from a thread.
+        """
+        if self.is_sqlite:
+            return self._rows_here(statement, values)
+        return await run_in_threadpool(self._rows, statement, values)
+
+    def _rows(self, statement: Select[Any], values: Mapping[str, Any]) -> Sequence[RowMapping]:
+        # Without transactions: each statement sees what is there when it runs.
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            return connection.execute(statement, values).mappings().all()
+
+    def _rows_here(self, statement: Select[Any], values: Mapping[str, Any]) -> Sequence[RowMapping]:
+        """The same on a connection that is kept, for the one thread of the event loop."""
+        if self._kept is None:
+            self._kept = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        return self._kept.execute(statement, values).mappings().all()
 
     def migrate(self) -> None:
         """Bring the tables to this version of the hub; what is there stays.
@@ -72,6 +99,8 @@ class Database:
 
     def close(self) -> None:
         """Give connections back."""
+        if self._kept is not None:
+            self._kept.close()
         self.engine.dispose()
 
 
@@ -87,6 +116,8 @@ def _as_a_ledger(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
         options = connection.get_execution_options()
+        if options.get("isolation_level") == "AUTOCOMMIT":
+            return
         connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("cofuse_immediate") else "BEGIN")
 
 
