@@ -37,7 +37,13 @@ def postgres() -> Iterator[str]:
 
         def run(program: str, *arguments: str) -> None:
             done = subprocess.run(
-                [folder / program, *arguments], user=user, env=env, cwd=root, capture_output=True, text=True, check=False
+                [folder / program, *arguments],
+                user=user,
+                env=env,
+                cwd=root,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             assert done.returncode == 0, done.stderr
 

@@ -148,7 +148,7 @@ def make(
     """
     check_name(name, "repository")
     account = owner_for(transaction, visitor, owner)
-    now = time.time()
+    full_name, now = f"{account.name}/{name}", time.time()
     made = Repository(
         owner_id=account.id,
         name=name,
@@ -163,7 +163,7 @@ def make(
     try:
         transaction.flush()
     except IntegrityError:
-        raise Conflict("there is a repository of that name", got=f"{account.name}/{name}") from None
+        raise Conflict("there is a repository of that name", got=full_name) from None
     # Before the row is there for others: a folder that a kill leaves without a row is in nobody's way.
     Store.init(store_folder(folder, made.key))
     note(transaction, visitor, "repository.create", made.full_name, repository=made.id, private=private)

@@ -105,7 +105,9 @@ def seen_by(role: Role) -> Callable[..., Awaitable[Seen]]:
     """A dependency: the repository of the path, for visitors of a role."""
 
     async def seen(hub: TheHub, visitor: Asks, owner: str, name: str) -> Seen:
-        found = hub.known(visitor, owner, name) or await run_in_threadpool(hub.look, visitor, owner, name)
+        found = hub.known(visitor, owner, name)
+        if found is None:
+            found = await run_in_threadpool(hub.look, visitor, owner, name)
         found.must(role)
         return found
 
