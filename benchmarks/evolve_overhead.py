@@ -154,7 +154,7 @@ def job_of(work: Any, steps: list[dict[str, Any]]) -> dict[str, Any]:
 
     from cofuse.checkpoint import Checkpoint
     from cofuse.evolve.work import _CONTRIBUTORS, Contribute, _opened
-    from cofuse.measure.protocols import _DRAWS
+    from cofuse.measure.evaluation.protocols import DRAWS
     from cofuse.tasks import draw, draw_rows
 
     body: Checkpoint = _opened(work.store, work.base if isinstance(work, Contribute) else work.tree)
@@ -183,7 +183,7 @@ def job_of(work: Any, steps: list[dict[str, Any]]) -> dict[str, Any]:
             "settings": settings.model_dump(mode="json"),
             "outputs": work.task.outputs,
         }
-    drawn = [draw_rows(train, settings.examples, [_DRAWS, work.seed, d]) for d in range(settings.draws)]
+    drawn = [draw_rows(train, settings.examples, [DRAWS, work.seed, d]) for d in range(settings.draws)]
     rows = np.unique(np.concatenate(drawn))
     features, order = ready(train.take(rows), settings.probing.max_length)
     tested, tested_order = ready(work.task.examples("test").first(settings.test), settings.probing.max_length)

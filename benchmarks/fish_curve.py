@@ -74,8 +74,8 @@ def measure(
 ) -> dict[str, Any]:
     """One training: its score, the values that were trained, the bytes of its patch (first seed), seconds."""
     from cofuse.checkpoint.body import body
-    from cofuse.measure.masks import mask_of
-    from cofuse.measure.tuning import measured_fisher
+    from cofuse.measure.finetuning.masks import mask_of
+    from cofuse.measure.finetuning.tuning import measured_fisher
     from cofuse.patch import Way, make
     from cofuse.patch.adapters import FromAdapter
     from cofuse.patch.choice import choice
@@ -210,7 +210,7 @@ def said(found: Interval) -> str:
 
 def where(base: Checkpoint, out: Path) -> Iterator[str]:
     """Where the chosen values lie: shares by kind of tensor, and how many input features of the encoder's matrices have any."""
-    from cofuse.measure.masks import mask_of
+    from cofuse.measure.finetuning.masks import mask_of
     from cofuse.patch.choice import choice
     from cofuse.patch.masks import places
 

@@ -2,7 +2,7 @@
 
     python benchmarks/fisher_exact.py [NAME ...] [--examples 16]
 
-The tiny models of tests/measure/slow_fisher.py, which are built from configurations, and all-MiniLM-L6-v2 (`minilm`, the extra of
+The tiny models of tests/measure/statistics/slow_fisher.py, which are built from configurations, and all-MiniLM-L6-v2 (`minilm`, the extra of
 that name) with a random head on texts of different lengths. Of each tensor, the norm of the difference over the norm; where a
 gradient is zero but for rounding (the bias of attention's keys), over 1e-5 of the largest tensor's norm.
 """
@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 warnings.simplefilter("ignore")  # transformers, on configurations this small
 
 import torch  # noqa: E402
-from measure.slow_fisher import MODELS, slow_fisher  # noqa: E402
+from measure.statistics.slow_fisher import MODELS, slow_fisher  # noqa: E402
 from tasks.tiny import opinion_task  # noqa: E402
 
 from cofuse import address  # noqa: E402
 from cofuse.checkpoint import Checkpoint  # noqa: E402
-from cofuse.measure.fisher import fisher  # noqa: E402
-from cofuse.measure.statistics import read_record  # noqa: E402
+from cofuse.measure.statistics.fisher import fisher  # noqa: E402
+from cofuse.measure.statistics.record import read_record  # noqa: E402
 from cofuse.measure.subject import Subject, open_subject  # noqa: E402
 from cofuse.tasks import Examples  # noqa: E402
 

@@ -23,10 +23,10 @@ import torch
 
 import cofuse
 from cofuse.checkpoint import Checkpoint, open_local
-from cofuse.measure.fisher import fisher
-from cofuse.measure.gram import gram
+from cofuse.measure.choosing.searching import Searched, mixtures, search
 from cofuse.measure.intervals import interval
-from cofuse.measure.searching import Searched, mixtures, search
+from cofuse.measure.statistics.fisher import fisher
+from cofuse.measure.statistics.gram import gram
 from cofuse.measure.subject import module_subject, tuned_subject
 from cofuse.tasks import Examples, Task, draw, open_task
 from cofuse.tasks.adapt import Hide, MaskedLanguage, adapt, masked_model

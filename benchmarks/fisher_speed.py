@@ -28,8 +28,8 @@ import torch
 from torch.func import functional_call, grad, vmap
 
 from cofuse import address
-from cofuse.measure.likelihood import cotangents
-from cofuse.measure.squares import Collector
+from cofuse.measure.statistics.likelihood import cotangents
+from cofuse.measure.statistics.squares import Collector
 from cofuse.measure.subject import Subject, module_subject
 from cofuse.tasks import Examples
 from cofuse.tasks.model import Head, load_body, pooled

@@ -39,7 +39,7 @@ POPULATION = 150_000  # more than any plan asks for
 
 def collect_heads(folder: Path, tasks: Path) -> None:
     from cofuse import address
-    from cofuse.measure.protocols import outcomes_of
+    from cofuse.measure.evaluation.protocols import outcomes_of
     from cofuse.tasks import draw_rows, open_task
     from cofuse.tasks.probe import Probe, Probing, features
 
@@ -62,7 +62,7 @@ def collect_finetunes(folder: Path, tasks: Path) -> None:
     import torch
 
     from cofuse import address
-    from cofuse.measure.protocols import _logits, outcomes_of
+    from cofuse.measure.evaluation.protocols import _logits, outcomes_of
     from cofuse.tasks import draw, open_task
     from cofuse.tasks.finetune import Finetuning, Tuned, finetune
     from cofuse.tasks.model import load_body

@@ -26,7 +26,7 @@ import cofuse
 from cofuse.checkpoint import Checkpoint, Hashed, Memory, open_local
 from cofuse.measure.compat import Correlation, correlate, predict
 from cofuse.measure.compat.measured import measure_change
-from cofuse.measure.fisher import fisher
+from cofuse.measure.statistics.fisher import fisher
 from cofuse.measure.subject import Subject, open_subject
 from cofuse.patch import LowRank, Sparse, Way, apply, make
 from cofuse.tasks import Task, draw, open_task

@@ -14,7 +14,7 @@ import pytest
 import typer
 import yaml
 from click.testing import Result
-from measure.test_suite import SUITE
+from measure.suites import SUITE
 from tasks.tiny import bert, opinion_task, vit
 from typer.testing import CliRunner
 

@@ -8,22 +8,21 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from measure.test_suite import SUITE
+from measure.suites import SUITE
+from report.pages import Page, drawn_by_browser
 from tasks.tiny import opinion_task, vit
 
 from cofuse.cli.app import main
 from cofuse.errors import SuiteError
-from cofuse.measure.evaluating import Model
-from cofuse.measure.harness import harness
-from cofuse.measure.records import Records
+from cofuse.measure.evaluation.evaluating import Model
+from cofuse.measure.evaluation.harness import harness
+from cofuse.measure.evaluation.records import Records
 from cofuse.store import Store
 
 QUICK = {**SUITE, "seeds": [0, 1], "protocols": {"probe": SUITE["protocols"]["probe"]}}
@@ -54,20 +53,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-class Elements(HTMLParser):
-    """What a page holds, and what it would fetch."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.fetched: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.fetched += [v for k, v in attrs if k in ("src", "href") and v]
-
-
 def test_a_run_its_files_and_going_on(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,9 +73,9 @@ def test_a_run_its_files_and_going_on(
         assert f"{score['even']:.1f}" in out
     records = [json.loads(line) for line in (here / "run" / "records.jsonl").read_text().splitlines()]
     assert len(records) == len({r["id"] for r in records}) == 8
-    page = Elements((here / "run" / "report.html").read_text(encoding="utf-8"))
-    assert page.fetched == []
-    assert (page.tags.count("circle"), page.tags.count("script")) == (4, 0)
+    page = Page((here / "run" / "report.html").read_text(encoding="utf-8"))
+    assert not any(attributes.get(k) for _, attributes in page.elements for k in ("src", "href"))
+    assert (len(page.all("circle")), page.all("script")) == (4, [])
     before = {p: p.stat().st_ino for p in (here / "run" / "evaluations").rglob("*") if p.is_file()}
     # The same again, and as JSON: the same numbers, nothing measured.
     code, out, _ = Ran(*command, "--json")(capsys, monkeypatch)
@@ -198,18 +183,9 @@ def test_without_the_harness_it_says_what_to_install(here: Path) -> None:
 
 @pytest.mark.slow
 def test_the_page_in_a_browser(here: Path) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium")
     command = [sys.executable, "-m", "cofuse", "eval", "one", "two", "--suite", "s.yaml", "--out", "run"]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
-    dumped: Any = subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", (here / "run/report.html").as_uri()],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    ).stdout
+    dumped = drawn_by_browser(here / "run" / "report.html", here / "profile")
     summary = json.loads((here / "run" / "summary.json").read_text())
     for row in summary["rows"]:
         assert f"{row['mean']:.2f}" in dumped

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from cofuse.checkpoint import Memory
 from cofuse.cli.app import application
+from cofuse.store import Store
 
 from .test_newcomer import cofuse
 
@@ -45,12 +46,16 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def gate(here: Path, *arguments: str) -> Result:
-    """The command in this process, which has loaded torch already."""
+def invoke(here: Path, *arguments: str) -> Result:
+    """A command in this process, which has loaded torch already."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         patch.setenv("COLUMNS", "200")
-        return CliRunner().invoke(application("gate"), ["gate", *arguments], prog_name="cofuse")
+        return CliRunner().invoke(application(arguments[0]), arguments, prog_name="cofuse")
+
+
+def gate(here: Path, *arguments: str) -> Result:
+    return invoke(here, "gate", *arguments)
 
 
 def run(here: Path, new: str, *more: str) -> Result:
@@ -118,6 +123,29 @@ def test_the_same_command_gives_the_same_bytes(here: Path) -> None:
         assert run(here, "broken", "--out", folder).exit_code == 1
     names = ["records.jsonl", "summary.json", "report.html"]
     assert [(here / "again" / n).read_bytes() for n in names] == [(here / "once-more" / n).read_bytes() for n in names]
+
+
+def test_scores_are_taken_from_the_store_and_kept_there(here: Path, tmp_path: Path) -> None:
+    store = Store.init(tmp_path)
+    old = store.commit(here / "old", message="old")
+    (tmp_path / "suite.yaml").write_text(
+        "name: small\ntasks: [opinions]\nseeds: [0]\n"
+        "protocols: {finetune: {examples: 16, test: 40, finetuning: {steps: 1, precision: fp32, max_length: 16}}}\n"
+    )
+    arguments = ("--suite", "suite.yaml", "--tasks", str(here / "tasks"), "--protocol", "finetune")
+
+    def records() -> dict[Path, int]:
+        return {p: p.stat().st_ino for p in (store.path / "evaluations").rglob("*.json")}
+
+    first = invoke(tmp_path, "eval", "main", str(here / "broken"), *arguments)
+    assert first.exit_code == 0, first.stderr
+    made = records()
+    assert len(made) == 2
+    ended = gate(tmp_path, "main", str(here / "broken"), *arguments, "--out", "run", "--json")
+    assert ended.exit_code in (0, 1, 3), ended.stderr
+    assert json.loads(ended.stdout)["old"] == old.content
+    assert records() == made
+    assert not (tmp_path / "run" / "evaluations").exists()
 
 
 @pytest.mark.parametrize(

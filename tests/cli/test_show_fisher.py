@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cofuse.checkpoint import Memory, content_id, open_local
-from cofuse.measure.statistics import StatisticsRecord, with_record
+from cofuse.measure.statistics.record import StatisticsRecord, with_record
 from cofuse.patch import Patch, Sparse, make
 
 from .test_newcomer import done, refused

@@ -9,7 +9,7 @@ import pytest
 from tasks.tiny import bert, opinion_task
 
 from cofuse.checkpoint import content_id, open_local
-from cofuse.measure.statistics import open_statistics
+from cofuse.measure.statistics.record import open_statistics
 
 from .test_newcomer import done, refused
 

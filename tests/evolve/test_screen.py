@@ -21,7 +21,7 @@ from cofuse.evolve import read_records
 from cofuse.evolve.records import Accepted, by_kind
 from cofuse.evolve.screen import Offer, Peers, finite_ids, screen
 from cofuse.evolve.work import Contribute, Work
-from cofuse.measure.statistics import StatisticsRecord, with_record
+from cofuse.measure.statistics.record import StatisticsRecord, with_record
 from cofuse.store import Store
 
 from . import tiny

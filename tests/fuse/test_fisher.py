@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from cofuse.fuse import METHODS, CpuExecutor, Executor, fuse
 from cofuse.fuse import fused as fused_module
 from cofuse.fuse.execute.cpu import compiled
 from cofuse.fuse.execute.torch_device import TorchExecutor
+
+from .alive import COUNT, most_alive
 
 EXECUTORS = [CpuExecutor(1), TorchExecutor("cpu")]
 on_both = pytest.mark.parametrize("executor", EXECUTORS, ids=["numpy", "torch"])
@@ -195,22 +197,13 @@ def test_the_kernel_is_its_functions_twin(seed: int, floor_on: str, dtype: type)
 
 @pytest.mark.parametrize("kind", ["kernel", "function"])
 def test_models_come_one_at_a_time_and_none_is_kept(kind: str) -> None:
-    alive: list[weakref.ref[Any]] = []
-    most = 0
-
-    def blocks() -> Any:
-        nonlocal most
-        for _ in range(20):
-            most = max(most, sum(ref() is not None for ref in alive))
-            block = np.ones(64, np.float32)
-            alive.append(weakref.ref(block))
-            yield block
-            del block
-
     function = compiled(METHODS["fisher"]) if kind == "kernel" else METHODS["fisher"].function
-    function(blocks(), None, fisher=(np.ones(64, np.float32) for _ in range(20)), known=[1.0] * 20, weight=[1.0] * 20)
-    assert len(alive) == 20
-    assert most == 1  # the one before, until the next has been read
+
+    def run(blocks: Iterator[Any]) -> None:
+        fishers = (np.ones(64, np.float32) for _ in range(COUNT))
+        function(blocks, None, fisher=fishers, known=[1.0] * COUNT, weight=[1.0] * COUNT)
+
+    assert most_alive(run, 64) == 1  # the one before, until the next has been read
 
 
 @on_both

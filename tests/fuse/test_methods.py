@@ -15,6 +15,7 @@ from cofuse.errors import FuseError
 from cofuse.fuse import METHODS, CpuExecutor, Fused, fuse
 from cofuse.fuse import fused as fused_module
 
+from .alive import COUNT, most_alive
 from .laws import LAWS, statistics
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -285,21 +286,6 @@ def test_a_function_holds_no_more_models_than_it_says(method: str) -> None:
     """A mean takes its models one at a time: what was taken before is gone."""
     if method not in {"linear", "task_arithmetic"}:
         pytest.skip("needs all of them at once")
-    import weakref
-
-    given: list[weakref.ref[Any]] = []
-    most = 0
-
-    def blocks() -> Any:
-        nonlocal most
-        for _ in range(20):
-            most = max(most, sum(ref() is not None for ref in given))
-            block = np.ones(4, np.float32)
-            given.append(weakref.ref(block))
-            yield block
-            del block
-
     base = np.zeros(4, np.float32) if METHODS[method].needs_base else None
-    METHODS[method].function(blocks(), base, weight=[1.0] * 20)
-    assert len(given) == 20
+    most = most_alive(lambda blocks: METHODS[method].function(blocks, base, weight=[1.0] * COUNT), 4)
     assert most == (1 if METHODS[method].needs_base else 2)  # the sum, and what it starts from where that is a model

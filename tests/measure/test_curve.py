@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, GPT2Con
 from cofuse.checkpoint import Memory
 from cofuse.errors import CofuseError, FuseError, TaskError
 from cofuse.fuse import fuse
-from cofuse.measure.choosing.mixing import Mixed
+from cofuse.measure.choosing.ways.mixing import Mixed
 from cofuse.measure.curve import Curve, Point, curve
+from cofuse.measure.evaluation.as_is import PerplexityProtocol, ZeroshotProtocol, run_perplexity, run_zeroshot
+from cofuse.measure.evaluation.protocols import Given
 from cofuse.measure.loss import loss_and_score, loss_of
-from cofuse.measure.protocols import Given
 from cofuse.measure.subject import open_subject
-from cofuse.measure.whole import PerplexityProtocol, ZeroshotProtocol, run_perplexity, run_zeroshot
 from cofuse.report.curve import write_curve
 from cofuse.tasks import Task
 from cofuse.tasks.finetune import Finetuning, TaskModel, Tuned

@@ -14,9 +14,9 @@ from tasks.tiny import BERT, bert, even, opinion_task, tokenizer_files, vit
 
 from cofuse.checkpoint import Memory, body, content_id
 from cofuse.errors import TaskError
-from cofuse.measure.fisher import fisher
-from cofuse.measure.masks import mask_of
-from cofuse.measure.statistics import read_record
+from cofuse.measure.finetuning.masks import mask_of
+from cofuse.measure.statistics.fisher import fisher
+from cofuse.measure.statistics.record import read_record
 from cofuse.measure.subject import open_subject, tuned_subject
 from cofuse.patch.choice import choice
 from cofuse.tasks import Task
@@ -25,7 +25,7 @@ from cofuse.tasks.masked import masked_checkpoint
 from cofuse.tasks.model import body_checkpoint
 from cofuse.tasks.peft import Lora
 
-from .slow_fisher import assert_same, slow_fisher
+from .statistics.slow_fisher import assert_same, slow_fisher
 
 
 @pytest.fixture(scope="module")

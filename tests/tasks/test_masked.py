@@ -14,7 +14,7 @@ from torch import nn
 
 from cofuse.checkpoint import Checkpoint, Memory, body, content_id
 from cofuse.errors import TaskError
-from cofuse.measure.masks import trainable
+from cofuse.measure.finetuning.masks import trainable
 from cofuse.patch import Patch, apply, make
 from cofuse.patch.masks import BIASES, Mask, Named, at_random, places, top
 from cofuse.progress import Bar, Silent

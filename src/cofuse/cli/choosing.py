@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -15,17 +14,30 @@ from ..errors import SuiteError, TaskError
 from ..progress import interruptible
 from ..store import Store
 from .caches import cache_folder
-from .evaluation import _model, _open
-from .evolution import _needs_training
 from .progress import shown
-from .ranking import Jobs, Only, Pins, Protocols, RecordsFolder, Seeds, SuiteName, Tasks, kept_records, processes
+from .suites import (
+    Jobs,
+    Old,
+    Only,
+    Pins,
+    Protocols,
+    RecordsFolder,
+    Seeds,
+    SuiteName,
+    kept_records,
+    model_at,
+    opened_suite,
+    processes,
+)
+from .tasks import Tasks, task_folders
+from .training import needs_training
 from .weights import Json, Sets, changes
 
 if TYPE_CHECKING:
     from ..fuse import Recipe
     from ..measure.choosing import Chosen
-    from ..measure.evaluating import Model
-    from ..measure.suite import OpenSuite
+    from ..measure.evaluation.evaluating import Model
+    from ..measure.evaluation.suite import OpenSuite
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +59,7 @@ def choose(
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="RECIPE", help="The recipe to write.")] = None,
     per: Annotated[str, typer.Option("--per", help="Learned weights: of each model, layer or tensor.")] = "model",
     fisher: Annotated[str | None, typer.Option("--fisher", metavar="F", help="Fisher of the base.")] = None,
-    old: Annotated[str | None, typer.Option("--old", help="The model that old heads are fitted on.")] = None,
+    old: Old = None,
     tasks: Tasks = None,
     protocol: Protocols = None,
     task: Only = None,
@@ -61,12 +73,12 @@ def choose(
 ) -> None:
     """Choose which models to fuse, and write the recipe. The validation split chooses; the test split is only reported."""
     with interruptible():
-        _needs_training()
+        needs_training()
         from ..document import parse_document
         from ..measure.choosing import Judge, Learning, Pool, held_out
         from ..measure.choosing import choose as chosen_by
 
-        opened = _open(suite, tasks, protocol, task, seeds, pin, changes(set_))
+        opened = opened_suite(suite, tasks, protocols=protocol, only=task, seeds=seeds, pins=pin, changes=changes(set_))
         measured_by = list(dict.fromkeys(m.protocol for m in opened.measures))
         if len(measured_by) > 1:
             raise SuiteError(
@@ -80,12 +92,12 @@ def choose(
         store = Store.find(Path.cwd())
         kept = kept_records(records, store, Path("runs") / f"choose-{opened.name}")
         named = dict.fromkeys((*models, *([] if base is None else [base])))
-        found: dict[str, Model] = {name: _model(name, store) for name in named}
+        found: dict[str, Model] = {name: model_at(name, store) for name in named}
         checkpoints = {name: model.open() for name, model in found.items()}
         openers = {name: model.open for name, model in found.items()}
         with shown() as progress:
             options: dict[str, Any] = {
-                "old": None if old is None else _model(old, store),
+                "old": None if old is None else model_at(old, store),
                 "jobs": jobs or processes(opened, checkpoints.values()),
                 "cache": cache_folder() / "features",
                 "progress": progress,
@@ -185,7 +197,7 @@ def curve(
         if got not in known:
             raise TaskError(f"no such {what}", got=got, expected=", ".join(known))
     with interruptible(), shown() as progress:
-        _needs_training()
+        needs_training()
         from ..measure.curve import CurveHead
         from ..measure.curve import curve as along
         from ..report.curve import curve_table, drawer, write_curve
@@ -195,12 +207,11 @@ def curve(
 
         if out is not None:
             drawer(out)
-        named = tasks if tasks is not None else os.environ.get("COFUSE_TASKS")
         heads = [Path(name) / HEAD for name in (one, other)]
         found = along(
             address.open(one),
             address.open(other),
-            open_task(task, folders=(Path(), *([Path(named)] if named else []))),
+            open_task(task, folders=task_folders(tasks)),
             points=points,
             split=cast("Split", split),
             examples=examples,

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from .. import address
-from ..errors import RefError, SuiteError
+from ..errors import SuiteError
 from ..progress import Progress, interruptible
 from ..store import Store
-from ..workers import default_workers
 from .caches import cache_folder
-from .evolution import _needs_training
 from .progress import shown
+from .suites import (
+    Jobs,
+    Old,
+    Only,
+    Pins,
+    Protocols,
+    Seeds,
+    failed,
+    kept_records,
+    model_at,
+    opened_suite,
+    processes,
+    suite_folders,
+)
+from .tasks import Tasks
+from .training import needs_training
 from .weights import Json, Sets, changes
 
 if TYPE_CHECKING:
-    from ..measure.contamination import Overlap, Row
-    from ..measure.evaluating import Model
-    from ..measure.suite import OpenSuite
+    from ..measure.evaluation.contamination import Overlap, Row
+    from ..measure.evaluation.suite import OpenSuite
 
 
 def register(app: typer.Typer) -> None:
@@ -40,13 +50,11 @@ def evaluate(
     suite: Annotated[
         str, typer.Option("--suite", help="A YAML file, a folder of tasks, cold36 or model-recycling.")
     ] = "",
-    tasks: Annotated[
-        Path | None, typer.Option("--tasks", help="Folder of tasks that the suite names; COFUSE_TASKS by default.")
-    ] = None,
-    protocol: Annotated[list[str] | None, typer.Option("--protocol", help="Only this one; may be repeated.")] = None,
-    task: Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="So many seeds, from 0.")] = None,
-    old: Annotated[str | None, typer.Option("--old", help="The model that old heads are fitted on.")] = None,
+    tasks: Tasks = None,
+    protocol: Protocols = None,
+    task: Only = None,
+    seeds: Seeds = None,
+    old: Old = None,
     against: Annotated[
         str | None,
         typer.Option("--against", help="Look for test texts in this training set: a task, .parquet, .jsonl or .txt."),
@@ -54,16 +62,12 @@ def evaluate(
     near: Annotated[
         int | None, typer.Option("--near", min=2, help="With --against: also rows that share runs of so many words.")
     ] = None,
-    pin: Annotated[
-        list[str] | None, typer.Option("--pin", metavar="DATASET=COMMIT", help="The revision of a hub data set.")
-    ] = None,
+    pin: Pins = None,
     harness: Annotated[
         list[str] | None, typer.Option("--harness", help="A task of lm-evaluation-harness; may be repeated.")
     ] = None,
     set_: Sets = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Processes; what cores and memory allow by default.")
-    ] = None,
+    jobs: Jobs = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/eval-SUITE by default.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -77,53 +81,20 @@ def evaluate(
     if not addresses and against is None:
         raise SuiteError("no model to measure", hint="give its address; or --against TRAIN, to look for shared texts")
     with interruptible():
-        _needs_training()
+        needs_training()
         if harness:
             _harness(addresses, harness, out, as_json)
             return
-        found = _open(suite, tasks, protocol, task, seeds, pin, changes(set_))
+        found = opened_suite(suite, tasks, protocols=protocol, only=task, seeds=seeds, pins=pin, changes=changes(set_))
         folder = out if out is not None else Path("runs") / f"eval-{found.name}"
         _check_folder(folder, found)
         with shown() as progress:
-            _run(addresses, found, folder, _folders(suite, tasks), old, against, near, jobs, as_json, progress)
-
-
-def _folders(suite: str, tasks: Path | None) -> list[Path]:
-    named = tasks if tasks is not None else os.environ.get("COFUSE_TASKS")
-    beside = Path(suite) if Path(suite).is_dir() else Path(suite).parent
-    return [*([Path(named)] if named else []), beside]
-
-
-def _open(
-    suite: str,
-    tasks: Path | None,
-    protocol: list[str] | None,
-    task: list[str] | None,
-    seeds: int | None,
-    pin: list[str] | None,
-    wanted: dict[str, Any],
-) -> OpenSuite:
-    from ..measure.suite import open_suite, read_suite
-
-    if seeds is not None:
-        wanted["seeds"] = list(range(seeds))
-    read, beside = read_suite(suite, wanted)
-    pins = dict(_pair(p) for p in pin or [])
-    # A folder of tasks is looked in first: it was named by hand.
-    folders = [beside, *_folders(suite, tasks)] if Path(suite).is_dir() else [*_folders(suite, tasks), beside]
-    return open_suite(read, folders, pins=pins, protocols=protocol or (), tasks=task or ())
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, commit = text.rpartition("=")
-    if not equals:
-        raise SuiteError("not a pin", got=text, expected="DATASET=COMMIT")
-    return name, commit
+            _run(addresses, found, folder, suite_folders(suite, tasks), old, against, near, jobs, as_json, progress)
 
 
 def _check_folder(folder: Path, suite: OpenSuite) -> None:
     """Refuse a folder with scores of another suite, which would stand beside these as if they could be compared."""
-    from ..measure.suite import differences
+    from ..measure.evaluation.suite import differences
 
     try:
         before = json.loads((folder / "summary.json").read_bytes())["suite"]
@@ -152,24 +123,22 @@ def _run(
     as_json: bool,
     progress: Progress,
 ) -> None:
-    from ..measure.evaluating import Evaluated
-    from ..measure.evaluating import evaluate as run
-    from ..measure.records import FOLDER, Records
+    from ..measure.evaluation.evaluating import Evaluated
+    from ..measure.evaluation.evaluating import evaluate as run
     from ..report.evaluation import evaluation_tables, summarize_evaluation, write_evaluation
 
     overlaps = [] if against is None else _overlaps(suite, against, near, folders)
     store = Store.find(Path.cwd())
-    records = Records((folder if store is None else store.path) / FOLDER)
-    opened = [_model(a, store) for a in addresses]
+    records = kept_records(None, store, folder)
+    opened = [model_at(a, store) for a in addresses]
     evaluated = Evaluated({}, (), 0)
     if opened:
-        size = max(sum(c.spec(n).nbytes for n in c.names()) for c in [m.open() for m in opened])
         evaluated = run(
             opened,
             suite,
             records,
-            old=None if old is None else _model(old, store),
-            jobs=jobs or default_workers(suite.measures[0].threads, size),
+            old=None if old is None else model_at(old, store),
+            jobs=jobs or processes(suite, [m.open() for m in opened]),
             cache=cache_folder() / "features",
             progress=progress,
         )
@@ -181,30 +150,11 @@ def _run(
         evaluation_tables(found, Console())
         print(f"{evaluated.made} measured now; records: {records.folder}\nreport: {page.resolve()}")
     if evaluated.failures:
-        first = evaluated.failures[0].error
-        raise SuiteError(
-            f"{len(evaluated.failures)} of the measurements failed",
-            where=f"{evaluated.failures[0].model}, {evaluated.failures[0].task}",
-            got=first.line,
-            hint=first.hint,
-        )
-
-
-def _model(name: str, store: Store | None) -> Model:
-    """A model by its address; a branch is followed once, so that all processes measure the same."""
-    from ..measure.evaluating import Model
-
-    commit = ""
-    if store is not None and not Path(name).exists():
-        try:
-            commit = store.load_commit(name).id
-        except RefError:
-            commit = ""
-    return Model.of(name, partial(address.open, commit or name, cwd=Path.cwd()), commit)
+        raise failed(evaluated.failures)
 
 
 def _overlaps(suite: OpenSuite, against: str, near: int | None, folders: Sequence[Path]) -> list[Overlap]:
-    from ..measure.contamination import contamination, file_rows, task_rows
+    from ..measure.evaluation.contamination import contamination, file_rows, task_rows
     from ..tasks import open_task
 
     path = Path(against)
@@ -223,16 +173,15 @@ def _overlaps(suite: OpenSuite, against: str, near: int | None, folders: Sequenc
 
 
 def _harness(addresses: Sequence[str], names: Sequence[str], out: Path | None, as_json: bool) -> None:
-    from ..measure.harness import harness
-    from ..measure.records import FOLDER, Records
+    from ..measure.evaluation.harness import harness
 
     store = Store.find(Path.cwd())
     folder = out if out is not None else Path("runs") / "eval-harness"
-    records = Records((folder if store is None else store.path) / FOLDER)
+    records = kept_records(None, store, folder)
     for name in addresses:
         scratch = Path(tempfile.mkdtemp(prefix="cofuse-harness-"))
         try:
-            for record in harness(_model(name, store), names, records, scratch / "model"):
+            for record in harness(model_at(name, store), names, records, scratch / "model"):
                 said = f"{name}  {record.task}  {record.metric} {record.value:.2f}  ({record.tested} examples)"
                 print(record.model_dump_json() if as_json else said)
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +9,10 @@ import typer
 from rich.console import Console
 
 from .. import address
-from ..errors import StudyError
 from ..progress import interruptible
 from .progress import shown
+from .tasks import Tasks, tasks_folder
+from .training import needs_training
 from .weights import Sets, changes
 
 
@@ -25,9 +25,7 @@ def register(app: typer.Typer) -> None:
 def evolve(
     study: Annotated[Path, typer.Argument(help="The study, a YAML file.")],
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder; runs/NAME by default.")] = None,
-    tasks: Annotated[
-        Path | None, typer.Option("--tasks", help="Folder of tasks named by the study; COFUSE_TASKS by default.")
-    ] = None,
+    tasks: Tasks = None,
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes; what cores and memory allow by default.")
     ] = None,
@@ -38,14 +36,14 @@ def evolve(
     Run the same command again to go on after an interruption.
     """
     with interruptible():
-        _needs_training()
+        needs_training()
         from ..evolve.run import evolve as run
         from ..evolve.study import read_study
 
         wanted: dict[str, Any] = changes(set_)
-        named = tasks if tasks is not None else os.environ.get("COFUSE_TASKS")
-        if named:
-            wanted["tasks"] = str(Path(named).absolute())
+        named = tasks_folder(tasks)
+        if named is not None:
+            wanted["tasks"] = str(named.absolute())
         opened = read_study(study, wanted)
         folder = out if out is not None else Path("runs") / opened.study.name
         base = address.open(opened.study.base, cwd=opened.folder) if isinstance(opened.study.base, str) else None
@@ -63,13 +61,3 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a run, finish
     page = write_report(run, records, summary=summary)
     tables(summary, Console())
     print(f"report: {page.resolve()}")
-
-
-def _needs_training() -> None:
-    try:
-        import sklearn  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise StudyError(
-            "the training stack is not installed", got=f"no {error.name}", hint='pip install "cofuse[train,report]"'
-        ) from None

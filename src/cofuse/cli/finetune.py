@@ -12,13 +12,13 @@ import typer
 from .. import address
 from ..errors import CheckpointError, CofuseError, DocumentError
 from ..progress import interruptible
-from .evolution import _needs_training
 from .progress import shown
-from .statistics import task_folders
+from .tasks import Tasks, task_folders
+from .training import needs_training
 from .weights import Json, Sets, changes
 
 if TYPE_CHECKING:
-    from ..measure.tuning import Finetuned
+    from ..measure.finetuning.tuning import Finetuned
     from ..patch.choice import Choice
     from ..tasks.peft import Adapting
 
@@ -69,9 +69,7 @@ def finetune(
     head: Annotated[
         Path | None, typer.Option("--head-out", metavar="H", help="Where the head goes; beside the weights.")
     ] = None,
-    tasks: Annotated[
-        Path | None, typer.Option("--tasks", help="Folder of tasks that are named by a word; COFUSE_TASKS by default.")
-    ] = None,
+    tasks: Tasks = None,
     set_: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -81,9 +79,9 @@ def finetune(
     of the training (--set warmup=0.1). After an interruption the same command goes on where it was.
     """
     with interruptible():
-        _needs_training()
-        from ..measure.tuning import check_places, tune
-        from ..measure.work import discard
+        needs_training()
+        from ..measure.finetuning.tuning import check_places, tune
+        from ..measure.finetuning.work import discard
         from ..tasks import draw, open_task
 
         part = _part(mask, per_tensor, fisher, lora, ia3)

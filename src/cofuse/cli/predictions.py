@@ -14,7 +14,7 @@ from .progress import shown
 
 if TYPE_CHECKING:
     from ..measure.compat import Predicted
-    from ..measure.statistics import StatisticsRecord
+    from ..measure.statistics.record import StatisticsRecord
 
 _SHOWN = 12  # tensors that do most
 _NAMED = 6  # of those without a prediction
@@ -35,7 +35,7 @@ def foretell(what: str, fisher: str | None, base: str | None, *, threads: int | 
     """
     from ..checkpoint.remembered import Remembered
     from ..measure.compat import predict
-    from ..measure.statistics import read_record
+    from ..measure.statistics.record import read_record
     from ..patch import Patch, apply, describe
     from .patches import summary
 

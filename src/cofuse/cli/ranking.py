@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,29 +14,28 @@ from rich.console import Console
 from ..errors import CofuseError, SuiteError
 from ..progress import interruptible
 from ..store import Store
-from ..workers import default_workers
 from .caches import cache_folder
-from .evaluation import _model, _open
-from .evolution import _needs_training
 from .progress import shown
+from .suites import (
+    Jobs,
+    Only,
+    Pins,
+    Protocols,
+    RecordsFolder,
+    Seeds,
+    SuiteName,
+    failed,
+    kept_records,
+    model_at,
+    opened_suite,
+    processes,
+)
+from .tasks import Tasks
+from .training import needs_training
 from .weights import Json, Sets, changes
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
-    from ..measure.evaluating import Failure
-    from ..measure.records import Records
-    from ..measure.suite import OpenSuite
-
-SuiteName = Annotated[str, typer.Option("--suite", help="A YAML file, a folder of tasks, cold36 or model-recycling.")]
-Tasks = Annotated[Path | None, typer.Option("--tasks", help="Folder of tasks; COFUSE_TASKS by default.")]
-Protocols = Annotated[list[str] | None, typer.Option("--protocol", help="Only this one; may be repeated.")]
-Only = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")]
-Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="So many seeds, from 0.")]
-Pins = Annotated[list[str] | None, typer.Option("--pin", metavar="DATASET=COMMIT", help="Revision of a hub data set.")]
-Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Processes; what cores and memory allow by default.")]
-RecordsFolder = Annotated[
-    Path | None, typer.Option("--records", help="Folder of records; the store's or the run's by default.")
-]
+    from ..measure.evaluation.suite import OpenSuite
 
 
 def register(app: typer.Typer) -> None:
@@ -67,18 +66,19 @@ def rank(
     both are known.
     """
     with interruptible():
-        _needs_training()
-        from ..measure.agreement import agreements
-        from ..measure.evaluating import evaluate
-        from ..measure.ranking import entries
-        from ..measure.ranking import rank as ranked
+        needs_training()
+        from ..measure.evaluation.evaluating import evaluate
+        from ..measure.ranking.agreement import agreements
+        from ..measure.ranking.ranking import entries
+        from ..measure.ranking.ranking import rank as ranked
         from ..report.ranking import Rankings, ranking_tables, write_rankings
 
-        asked = _without_old_heads(_open(suite, tasks, protocol, task, seeds, pin, changes(set_)))
+        said: dict[str, Any] = {"seeds": seeds, "pins": pin, "changes": changes(set_)}
+        asked = _without_old_heads(opened_suite(suite, tasks, protocols=protocol, only=task, **said))
         folder = out if out is not None else Path("runs") / f"rank-{asked.name}"
         store = Store.find(Path.cwd())
         kept = kept_records(records, store, folder)
-        every = {name: _model(name, store) for name in dict.fromkeys((*models, *pretrained))}
+        every = {name: model_at(name, store) for name in dict.fromkeys((*models, *pretrained))}
         opened = {name: model.open() for name, model in every.items()}
         entered = entries([every[m] for m in _once(models)], [every[p] for p in dict.fromkeys(pretrained)], opened)
         with shown() as progress:
@@ -96,7 +96,7 @@ def rank(
         wanted = {p: i for i, p in enumerate(protocol or ())}
         first = sorted(rankings, key=lambda r: wanted.get(r.protocol, 0))
         known = {(r.protocol, r.tasks) for r in first}
-        others = ranked(entered, _whole(suite, tasks, seeds, pin, changes(set_), asked), kept)
+        others = ranked(entered, _whole(suite, tasks, said, asked), kept)
         shown_ones = (*first, *(r for r in others if (r.protocol, r.tasks) not in known))
         found = Rankings(asked, shown_ones, agreements(shown_ones))
         page = write_rankings(folder, found)
@@ -124,35 +124,9 @@ def _without_old_heads(suite: OpenSuite) -> OpenSuite:
     return replace(suite, measures=kept)
 
 
-def _whole(
-    suite: str, tasks: Path | None, seeds: int | None, pin: list[str] | None, wanted: dict[str, Any], asked: OpenSuite
-) -> OpenSuite:
+def _whole(suite: str, tasks: Path | None, said: Mapping[str, Any], asked: OpenSuite) -> OpenSuite:
     """All of the suite, whose other scores may be known from before; what was asked where it cannot be opened."""
     try:
-        return _open(suite, tasks, None, None, seeds, pin, wanted)
+        return opened_suite(suite, tasks, **said)
     except CofuseError:  # a task elsewhere, or not pinned: nothing of it has been measured
         return asked
-
-
-def kept_records(named: Path | None, store: Store | None, folder: Path) -> Records:
-    """Where records are: the folder that was named, the store, or the run's folder."""
-    from ..measure.records import FOLDER, Records
-
-    return Records(named if named is not None else (folder if store is None else store.path) / FOLDER)
-
-
-def processes(suite: OpenSuite, checkpoints: Iterable[Checkpoint]) -> int:
-    """How many processes, when nobody said."""
-    size = max(sum(c.spec(n).nbytes for n in c.names()) for c in checkpoints)
-    return default_workers(suite.measures[0].threads, size)
-
-
-def failed(failures: Sequence[Failure]) -> SuiteError:
-    """What went wrong, as one error."""
-    first = failures[0]
-    return SuiteError(
-        f"{len(failures)} of the measurements failed",
-        where=f"{first.model}, {first.task}",
-        got=first.error.line,
-        hint=first.error.hint,
-    )

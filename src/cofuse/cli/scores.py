@@ -13,7 +13,9 @@ def scores_of(store: Store, content: str | None) -> list[dict[str, Any]]:
     folder: Path = store.path / "evaluations"
     if content is None or not (folder / content).is_dir():
         return []
-    from ..measure.records import Records  # numpy and pydantic, which a version without scores need not wait for
+    from ..measure.evaluation.records import (
+        Records,  # numpy and pydantic, which a version without scores need not wait for
+    )
 
     values: dict[tuple[str, ...], list[float]] = {}
     for r in Records(folder).of(content):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +14,9 @@ import typer
 from .. import address
 from ..errors import TaskError
 from ..progress import Progress, interruptible
-from .evolution import _needs_training
 from .progress import shown
+from .tasks import Tasks, task_folders
+from .training import needs_training
 from .weights import Json
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model.")]
 TaskName = Annotated[str, typer.Option("--task", metavar="T", help="A task: a folder, or a YAML file.")]
-Tasks = Annotated[Path | None, typer.Option("--tasks", help="Folder of tasks; COFUSE_TASKS by default.")]
 Count = Annotated[int, typer.Option("--examples", min=1, help="Examples, drawn from the split.")]
 Split = Annotated[str, typer.Option("--split", help="Of the task's data: train, validation or test.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Examples at a time.")]
@@ -70,14 +71,11 @@ def fisher(
     """Write the diagonal of a model's Fisher information: the mean of squared per-example gradients."""
     if expected + sampled + empirical > 1:
         raise TaskError("the options do not go together", expected="one of --expected, --sampled, --empirical")
-    with interruptible(), shown() as progress:
-        from ..checkpoint.writer import refuse_to_replace
-        from ..measure.fisher import fisher as measured
 
-        refuse_to_replace(out)
-        subject, some = subject_on(model, task, tasks, split, examples, head, max_length, pooling, seed, device)
-        began = time.monotonic()
-        found = measured(
+    def measured(subject: Subject, some: Examples, progress: Progress) -> Memory:
+        from ..measure.statistics.fisher import fisher
+
+        return fisher(
             subject,
             some,
             kind="empirical" if empirical else "sampled" if sampled else "expected",
@@ -87,7 +85,9 @@ def fisher(
             split=split,
             progress=progress,
         )
-        written(found, out, time.monotonic() - began, progress, as_json)
+
+    on = partial(_subject, model, task, tasks, split, examples, head, max_length, pooling, seed, device)
+    _write(measured, on, out, as_json)
 
 
 def gram(
@@ -106,18 +106,34 @@ def gram(
     as_json: Json = False,
 ) -> None:
     """Write the inner products of the inputs of a model's linear layers, which regmean merges by."""
+
+    def measured(subject: Subject, some: Examples, progress: Progress) -> Memory:
+        from ..measure.statistics.gram import gram
+
+        return gram(subject, some, batch_size=batch, seed=seed, split=split, progress=progress)
+
+    on = partial(_subject, model, task, tasks, split, examples, head, max_length, pooling, seed, device)
+    _write(measured, on, out, as_json)
+
+
+def _write(
+    measured: Callable[[Subject, Examples, Progress], Memory],
+    on: Callable[[], tuple[Subject, Examples]],
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Measure, save, and say what was saved."""
     with interruptible(), shown() as progress:
         from ..checkpoint.writer import refuse_to_replace
-        from ..measure.gram import gram as measured
 
         refuse_to_replace(out)
-        subject, some = subject_on(model, task, tasks, split, examples, head, max_length, pooling, seed, device)
+        subject, some = on()
         began = time.monotonic()
-        found = measured(subject, some, batch_size=batch, seed=seed, split=split, progress=progress)
-        written(found, out, time.monotonic() - began, progress, as_json)
+        found = measured(subject, some, progress)
+        _save(found, out, time.monotonic() - began, progress, as_json)
 
 
-def subject_on(
+def _subject(
     model: str,
     task: str,
     tasks: Path | None,
@@ -142,7 +158,7 @@ def subject_on(
     ):
         if value not in allowed:
             raise TaskError("no such choice", where=said, got=value, expected=", ".join(allowed))
-    _needs_training()
+    needs_training()
     import torch
 
     from ..measure.subject import open_subject
@@ -164,16 +180,10 @@ def subject_on(
         raise TaskError("no such device", where="--device", got=str(error).splitlines()[0][:100]) from None
 
 
-def task_folders(tasks: Path | None) -> tuple[Path, ...]:
-    """Where a task is looked for: a folder of tasks is only asked where the task is not found from here."""
-    named = tasks if tasks is not None else os.environ.get("COFUSE_TASKS")
-    return (Path(), Path(named)) if named else ()
-
-
-def written(found: Memory, out: Path, seconds: float, progress: Progress, as_json: bool) -> None:
+def _save(found: Memory, out: Path, seconds: float, progress: Progress, as_json: bool) -> None:
     """Save statistics and say what they are."""
     from ..checkpoint import content_id
-    from ..measure.statistics import read_record
+    from ..measure.statistics.record import read_record
 
     record = read_record(found)
     done = found.save(out, progress=progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..measure.costs import measuring, training
+from ..measure.evaluation.costs import measuring, training
 from ..tasks.pretrain import Pretraining
 from .study import Study
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
-from ..measure.protocols import Evaluation, Protocol
+from ..measure.evaluation.protocols import Evaluation, Protocol
 from ..tasks import Task
 from . import costs
 from .records import ModelRecord, ScoreRecord, job_id

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from pydantic import (
     model_serializer,
 )
 
+from ..canonical import canonical
 from ..checkpoint import sync_folder
 from ..errors import StudyError
 
@@ -130,8 +130,7 @@ _ADAPTER: TypeAdapter[Any] = TypeAdapter(Record)
 
 def job_id(kind: str, **inputs: Any) -> str:
     """The id of a piece of work: SHA-256 over the canonical JSON of what decides its result."""
-    text = json.dumps([kind, inputs], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical([kind, inputs])).hexdigest()
 
 
 class Journal:

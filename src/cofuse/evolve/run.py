@@ -7,19 +7,18 @@ worker processes. Every finished piece of work has a record, so a run that was k
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..checkpoint import Checkpoint, content_id, open_local
 from ..errors import StudyError
-from ..measure.statistics import open_statistics
+from ..measure.statistics.record import open_statistics
 from ..progress import SILENT, Progress
 from ..store import Store
 from ..tasks.pretrain import Pretraining
+from ..versions import versions
 from . import costs
 from .baselines import alone, multitask
 from .measuring import Measuring
@@ -144,17 +143,7 @@ def _begin(opened: OpenStudy, folder: Path, base: Checkpoint | None, journal: Jo
             got=f"a difference in {', '.join(differing)}",
             hint="give this study a folder of its own (--out), or go back to the old settings",
         )
-    journal.add(BegunRecord(id="begun", study=said, versions=_versions()))
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("cofuse", "torch", "transformers", "scikit-learn", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    journal.add(BegunRecord(id="begun", study=said, versions=versions()))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from ..checkpoint import Checkpoint, body, chunks, content_id, content_id_of, open_local, tensor_id, tensor_id_of
+from ..checkpoint import Body, Checkpoint, body, chunks, content_id, content_id_of, open_local, tensor_id, tensor_id_of
 from ..checkpoint.checkpoint import tensor_bytes
 from ..checkpoint.disk import PICKLE_ENDINGS
 from ..checkpoint.floats import FLOATS
@@ -159,15 +159,24 @@ def open_contribution(folder: Path, base: Checkpoint) -> tuple[Checkpoint, dict[
     if _is_pickled(folder):  # not even loaded
         raise CheckpointError("pickled contributions are refused", where=folder, expected="safetensors")
     mine = body(open_local(folder), like=base)
+    check_whole(mine, base, folder)
+    return mine, finite_ids(mine)
+
+
+def check_whole(mine: Body, base: Checkpoint, where: object = None) -> None:
+    """Refuse a body that lacks a tensor of its base, but for those that a task's class may lack.
+
+    Raises:
+        CheckpointError: names the first.
+    """
     missing = [n for n in mine.choices.kept if base.spec(n).dtype in FLOATS and not _OPTIONAL.search(n)]
     if missing:
         raise CheckpointError(
             "a tensor is missing",
-            where=folder,
+            where=mine.where if where is None else where,
             got=f"no {missing[0]}",
             expected=f"{len(base.names())} tensors of the base",
         )
-    return mine, finite_ids(mine)
 
 
 def _is_pickled(path: Path) -> bool:

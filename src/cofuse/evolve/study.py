@@ -12,7 +12,7 @@ from ..document import Document, PlacedError, nearest, read_document
 from ..errors import StudyError
 from ..fuse import METHODS
 from ..fuse.recipe import Value, check_parameter
-from ..measure.protocols import Evaluation
+from ..measure.evaluation.protocols import Evaluation
 from ..tasks import Task, open_suite
 from ..tasks.finetune import Finetuning
 from ..tasks.pretrain import Pretraining

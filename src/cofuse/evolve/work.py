@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import Checkpoint, Memory, content_id, save
-from ..measure.protocols import Protocol, measure
+from ..measure.evaluation.protocols import Protocol, measure
 from ..store import Store
 from ..tasks import Task, draw
 from ..tasks.finetune import Finetuning, finetune

@@ -1,7 +1,4 @@
-"""Numbers from a model and data: protocols and intervals.
-
-`cofuse.measure.protocols` needs torch and is imported by name.
-"""
+"""Numbers from a model and data: a folder a subject, each imported by name; most of it needs torch."""
 
 from .intervals import Interval, interval
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ..tasks import Examples, Task
+from .own_head import label_order
 from .subject import Batch, Subject
-from .whole import label_order
 
 # The metric of models that predict tokens.
 TOKENS = "token accuracy"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,6 @@ from ..checkpoint import Checkpoint
 from ..errors import TaskError
 from ..tasks import Examples, Task
 from ..tasks.model import names_in, seeded
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 Targets = Sequence[Sequence[int]]
 # Inputs of the model, labels, and which positions count.
@@ -182,3 +180,33 @@ def _fill(module: nn.Module, checkpoint: Checkpoint) -> None:
             )
         with torch.no_grad():
             tensor.copy_(checkpoint.read(there))
+
+
+def label_order(config: Mapping[str, Any], task: Task) -> list[int]:
+    """The model's output that stands for each of the task's labels.
+
+    Names are compared without case, spaces and punctuation. Names that transformers made up (`LABEL_0`) say nothing:
+    then the orders are taken to be the same.
+
+    Raises:
+        TaskError: the names are not the task's.
+    """
+    said = config.get("id2label")
+    names = [str(said.get(str(i), said.get(i, ""))) for i in range(len(said))] if isinstance(said, Mapping) else []
+    if not names or all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        return list(range(len(task.labels)))
+    theirs = [_folded(name) for name in names]
+    ours = [_folded(name) for name in task.labels]
+    if sorted(theirs) != sorted(ours):
+        raise TaskError(
+            "the labels of the model's head are not the task's",
+            where=task.name,
+            got=", ".join(names),
+            expected=", ".join(task.labels),
+            hint="name the labels alike in config.json (id2label) and in the task",
+        )
+    return [theirs.index(name) for name in ours]
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.casefold())

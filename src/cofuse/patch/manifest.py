@@ -5,7 +5,6 @@ JSON in one spelling (keys sorted, no spaces, ASCII), in one zstd frame. Written
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -13,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
+from ..canonical import canonical
 from ..checkpoint import CHUNK, TensorSpec
 from ..checkpoint.dtypes import DTYPES
 from ..checkpoint.frames import frame, stated, unframe
@@ -151,8 +151,7 @@ def told(words: str) -> str:
 
 
 def _spelled(manifest: Manifest) -> bytes:
-    document = manifest.model_dump(mode="json", exclude_defaults=True)
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return canonical(manifest.model_dump(mode="json", exclude_defaults=True))
 
 
 def _check(manifest: Manifest, where: object) -> None:

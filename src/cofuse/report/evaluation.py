@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..measure.contamination import Overlap
-from ..measure.evaluating import Evaluated, Model
+from ..measure.evaluation.contamination import Overlap
+from ..measure.evaluation.evaluating import Evaluated, Model
+from ..measure.evaluation.records import Record, Records
+from ..measure.evaluation.spread import spread
+from ..measure.evaluation.suite import OpenSuite
 from ..measure.intervals import interval
-from ..measure.records import Record, Records
-from ..measure.spread import spread
-from ..measure.suite import OpenSuite
 from .files import as_json, make, replace
 from .intervals import Bar, draw_intervals
 from .summary import ALL_TASKS, Row

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..measure.agreement import Agreement
-from ..measure.ranking import Ranked, Ranking
-from ..measure.suite import OpenSuite
+from ..measure.evaluation.suite import OpenSuite
+from ..measure.ranking.agreement import Agreement
+from ..measure.ranking.ranking import Ranked, Ranking
 from .files import as_json, make, replace
 from .ranking_charts import draw_agreement, draw_gains, said
 from .template import drawn, rendered

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from ..measure.agreement import Agreement
-from ..measure.ranking import Ranked
+from ..measure.ranking.agreement import Agreement
+from ..measure.ranking.ranking import Ranked
 from .panels import ticks
 from .words import signed
 

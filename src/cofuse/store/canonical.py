@@ -1,15 +1,16 @@
-"""JSON that is hashed: one spelling for one value."""
+"""JSON that a store keeps: one spelling for one value, and no other is read."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from ..canonical import canonical as spelled
 from ..errors import CorruptError, StoreError
 
 
 def canonical(value: object, what: str) -> bytes:
-    r"""Keys sorted, no spaces, ASCII only, no NaN or infinity.
+    r"""The one spelling of a value, see `cofuse.canonical`.
 
     Raises:
         StoreError: the value is not JSON, or would not be read back as it is.
@@ -20,10 +21,9 @@ def canonical(value: object, what: str) -> bytes:
     try:
         # json turns a key that is a number into a string without a word.
         _check_keys(value)
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        return spelled(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise StoreError(f"the {what} cannot be kept as JSON", got=str(error)[:160]) from None
-    return text.encode()
 
 
 def parse_canonical(raw: bytes | bytearray, where: str) -> Any:

@@ -11,15 +11,15 @@ import pytest
 from tasks.tiny import even, vit
 
 from cofuse.errors import CheckpointError
-from cofuse.measure.evaluating import Model
+from cofuse.measure.evaluation.evaluating import Model
+from cofuse.measure.evaluation.protocols import Given, OldHeadProtocol, ProbeProtocol, run_oldhead, run_probe
+from cofuse.measure.evaluation.records import Records
+from cofuse.measure.evaluation.suite import Measure, OpenSuite
 from cofuse.measure.gate import Batch, Policy
 from cofuse.measure.gate.document import document, lines
 from cofuse.measure.gate.running import gate
 from cofuse.measure.gate.source import Source
-from cofuse.measure.protocols import Given, OldHeadProtocol, ProbeProtocol, run_oldhead, run_probe
-from cofuse.measure.records import Records
-from cofuse.measure.statistics import StatisticsRecord, with_record
-from cofuse.measure.suite import Measure, OpenSuite
+from cofuse.measure.statistics.record import StatisticsRecord, with_record
 
 SETTINGS = {"examples": 60, "probing": {"precision": "fp32"}}
 OLD, NEW = (Model.of(name, partial(vit, seed)) for name, seed in (("old", 1), ("new", 2)))

@@ -10,17 +10,17 @@ from dataclasses import replace
 
 from ...document import nearest
 from ...errors import FuseError
-from .best import best
-from .exhaustive import exhaustive
-from .gain import gain
-from .greedy import greedy
 from .heldout import HeldOut, Judge, Mixture, held_out
-from .learned import learned
-from .search import search
-from .similar import by_fisher, similar
-from .uniform import uniform
-from .way import Chosen, Learning, Pool, Tried, Way, mean_of
-from .wise import wise
+from .ways.best import best
+from .ways.exhaustive import exhaustive
+from .ways.gain import gain
+from .ways.greedy import greedy
+from .ways.learned import learned
+from .ways.search import search
+from .ways.similar import by_fisher, similar
+from .ways.uniform import uniform
+from .ways.way import Chosen, Learning, Pool, Tried, Way, mean_of
+from .ways.wise import wise
 
 WAYS: Mapping[str, Way] = {
     "greedy": Way(greedy, "from the best on, each that does not lower the score"),

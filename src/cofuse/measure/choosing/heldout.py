@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from ...canonical import digest
 from ...checkpoint import Checkpoint
 from ...errors import SuiteError
 from ...fuse import Recipe, fuse_recipe
 from ...progress import SILENT, Progress
 from ...tasks import Examples, Task
 from ...tasks.task import Split
-from ..canonical import digest
-from ..evaluating import Model, Opener, evaluate
-from ..records import Records
-from ..suite import OpenSuite
+from ..evaluation.evaluating import Model, Opener, evaluate
+from ..evaluation.records import Records
+from ..evaluation.suite import OpenSuite
 
 
 class HeldOut(Task):

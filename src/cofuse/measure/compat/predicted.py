@@ -25,7 +25,7 @@ from ...checkpoint.floats import FLOATS, as_floats
 from ...errors import CheckpointError
 from ...patch import Applied
 from ...progress import SILENT, Progress
-from ..statistics import open_statistics
+from ..statistics.record import open_statistics
 
 _PIECE = 1 << 17  # elements that are summed at a time: what stays in a core's cache
 
@@ -87,7 +87,7 @@ def predict(
 
     >>> import torch
     >>> from cofuse.checkpoint import Memory, content_id
-    >>> from cofuse.measure.statistics import StatisticsRecord, with_record
+    >>> from cofuse.measure.statistics.record import StatisticsRecord, with_record
     >>> base, changed = Memory({"w": torch.zeros(2)}), Memory({"w": torch.tensor([0.5, 1.0])})
     >>> record = StatisticsRecord(kind="fisher", model=content_id(base), examples=1)
     >>> predict(base, changed, with_record({"w": torch.tensor([4.0, 0.25])}, record)).tensors

@@ -17,7 +17,7 @@ import torch
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..exhausted import exhausted
+from ..statistics.exhausted import exhausted
 
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
 Form: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]

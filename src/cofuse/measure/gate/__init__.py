@@ -1,6 +1,6 @@
 """The gate: may a new model take the place of an old one? Statistics and decisions; nothing here runs a model.
 
-`cofuse.measure.gate.oldheads` and `.running` need torch and are imported by name.
+`cofuse.measure.gate.source` and `.running` need torch and are imported by name.
 """
 
 from .comparison import Comparison, TaskComparison, compare

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from ..canonical import digest
+from ...canonical import digest
 from .comparison import Comparison
 from .estimate import Estimate
 from .gated import Gated

@@ -10,7 +10,7 @@ from .policy import Policy
 from .verdict import Verdict
 
 if TYPE_CHECKING:
-    from ..suite import OpenSuite
+    from ..evaluation.suite import OpenSuite
 
 
 @dataclass(frozen=True, slots=True)

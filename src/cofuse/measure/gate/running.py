@@ -7,9 +7,9 @@ from pathlib import Path
 from ...checkpoint import Checkpoint
 from ...progress import SILENT, Progress
 from ..compat import predict
-from ..evaluating import Model, opened
-from ..records import Records
-from ..suite import OpenSuite
+from ..evaluation.evaluating import Model, opened
+from ..evaluation.records import Records
+from ..evaluation.suite import OpenSuite
 from .comparison import Comparison
 from .gated import Gated
 from .policy import Policy

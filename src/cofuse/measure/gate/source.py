@@ -13,12 +13,12 @@ from ...errors import SuiteError
 from ...progress import SILENT, Progress
 from ...tasks import Task, draw_rows
 from ...tasks.probe import Probe, Probing, features
-from ..evaluating import Model, evaluate, opened
-from ..features import Features
+from ..evaluation.evaluating import Model, evaluate, opened
+from ..evaluation.features import Features
+from ..evaluation.protocols import DRAWS, ProbeProtocol, outcomes_of
+from ..evaluation.records import Records
+from ..evaluation.suite import Measure, OpenSuite
 from ..outcomes import Outcomes
-from ..protocols import _DRAWS, ProbeProtocol, outcomes_of
-from ..records import Records
-from ..suite import Measure, OpenSuite
 from .comparison import Key
 from .sequential import Batch, Item
 
@@ -105,7 +105,7 @@ class Source:
         if place not in self._heads:
             measure = self._measures[key]
             settings, train = _probe_settings(measure), measure.task.examples("train")
-            rows = np.sort(draw_rows(train, settings.examples, [_DRAWS, seed, 0]))
+            rows = np.sort(draw_rows(train, settings.examples, [DRAWS, seed, 0]))
             vectors = self._features(opened(body), measure.task, "train", rows, settings.probing)
             self._heads[place] = Probe(measure.task, vectors, train.labels[rows], settings.probing)
         return self._heads[place]

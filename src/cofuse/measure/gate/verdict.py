@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from .comparison import Comparison, TaskComparison
-from .matched import Matched
+from .estimate import Estimate
+from .matched import Matched, Rate
 from .policy import Policy
 from .size import planned, tellable
 from .spending import boundary
@@ -137,8 +138,7 @@ def _flips(comparison: Comparison, policy: Policy) -> Iterator[Finding]:
         budget = policy.flips(t.task)
         if budget is None or t.negative is None:
             continue
-        low = t.negative.interval(boundary(t.looks, policy.tail / len(tasks)))[0]
-        high = t.negative.interval(boundary(t.looks, policy.tail))[1]
+        low, high = _bounds(t.negative, t, policy.tail, len(tasks))
         words = f"{_name(t)}: {t.negative.percent:.2f} % right before and wrong now ({low:.2f} to {high:.2f}), budget {budget:g} %"
         yield Finding("flips", t.protocol, t.task, _bounded(low, high, budget), words)
 
@@ -153,8 +153,7 @@ def _divergences(comparison: Comparison, policy: Policy) -> Iterator[Finding]:
         if t.divergence is None:
             yield Finding("kl", t.protocol, t.task, "undecided", f"{_name(t)}: no log-probabilities, so no KL")
             continue
-        low = t.divergence.interval(boundary(t.looks, policy.tail / len(tasks)))[0]
-        high = t.divergence.interval(boundary(t.looks, policy.tail))[1]
+        low, high = _bounds(t.divergence, t, policy.tail, len(tasks))
         words = f"{_name(t)}: KL {t.divergence.mean:.4g} nats an example ({low:.4g} to {high:.4g}), at most {most:g}"
         yield Finding("kl", t.protocol, t.task, _bounded(low, high, most), words)
 
@@ -186,6 +185,13 @@ RULES: tuple[Callable[[Comparison, Policy], Iterator[Finding]], ...] = (
     _divergences,
     _predicted,
 )
+
+
+def _bounds(found: Rate | Estimate, t: TaskComparison, tail: float, tests: int) -> tuple[float, float]:
+    """The bound that blocks, corrected for the number of tasks, and the one that lets pass, which needs no correction."""
+    low, _ = found.interval(boundary(t.looks, tail / tests))
+    _, high = found.interval(boundary(t.looks, tail))
+    return low, high
 
 
 def _bounded(low: float, high: float, most: float) -> State:

@@ -1,0 +1,1 @@
+"""Finetuning as one thing: mask or adapter, training, score, patch. Imported by name."""
