@@ -11,6 +11,7 @@ import typer
 
 from .. import __version__
 from ..errors import CofuseError, Interrupted
+from .login import read_environment
 
 # Which module has which verbs, in the order of the help: a command imports its own module alone.
 VERBS: dict[str, tuple[str, ...]] = {
@@ -26,6 +27,9 @@ VERBS: dict[str, tuple[str, ...]] = {
     "upkeep": ("gc", "fsck"),
     "git": ("git",),
     "remotes": ("clone", "push", "pull", "fetch", "remote"),
+    "login": ("login", "logout"),
+    "contribute": ("contribute", "contributions"),
+    "rounds": ("round", "policy", "releases", "revoke", "rollback", "work"),
     "statistics": ("fisher", "gram"),
     "evolution": ("evolve", "report"),
     "evaluation": ("eval",),
@@ -69,6 +73,7 @@ def _top(
 
 def main() -> None:
     """Run a command; a mistake of the user gives one clear error and no traceback."""
+    read_environment()
     try:
         application(sys.argv[1] if len(sys.argv) > 1 else None)()
     except Interrupted as error:

@@ -9,20 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
+import numpy as np
 from blake3 import blake3
 
 from ..checkpoint import Body, Checkpoint, body, chunks, content_id, content_id_of, open_local, tensor_id, tensor_id_of
-from ..checkpoint.checkpoint import tensor_bytes
 from ..checkpoint.disk import PICKLE_ENDINGS
-from ..checkpoint.floats import FLOATS
+from ..checkpoint.floats import FLOATS, as_floats
 from ..errors import CheckpointError, CofuseError
 from ..measure.compat import distances, predict
 from .records import Accepted, Refused
-
-if TYPE_CHECKING:
-    import torch
 
 _BLOCK = 1 << 16  # elements of each model whose inner products are taken at a time: as many as fit a processor's cache
 
@@ -200,28 +196,28 @@ def finite_ids(checkpoint: Checkpoint) -> dict[str, str]:
         width = spec.nbytes // max(1, spec.numel)
         digests = []
         for start, stop in chunks(spec.nbytes):
-            block = checkpoint.read_flat(name, start // width, stop // width)
-            at = _first_not_finite(block)
+            raw = checkpoint.read_bytes(name, start, stop)
+            at, value = _first_not_finite(raw, spec.dtype)
             if at is not None:
                 raise CheckpointError(
                     "a value is not finite",
                     where=f"{checkpoint.where}: {name}",
-                    got=f"{float(block[at])} at element {start // width + at}",
+                    got=f"{value} at element {start // width + at}",
                 )
-            digests.append(blake3(tensor_bytes(block)).digest())
+            digests.append(blake3(raw).digest())
         ids[name] = tensor_id_of(spec, digests)
     return ids
 
 
-def _first_not_finite(block: torch.Tensor) -> int | None:
-    import torch
-
-    values = block if block.dtype in (torch.float32, torch.float64) else block.float()
+def _first_not_finite(raw: bytes | bytearray | memoryview, dtype: str) -> tuple[int | None, float]:
+    wide = np.float64 if dtype == "F64" else np.float32
+    values = as_floats(np.frombuffer(raw, np.uint8), dtype, wide)  # without torch, which takes longer to load than this
     # A sum is finite only where every term is, and is had several times sooner; one that is not may have overflowed.
-    if math.isfinite(float(values.sum())):
-        return None
-    wrong = (~torch.isfinite(values)).nonzero()
-    return int(wrong[0]) if len(wrong) else None
+    with np.errstate(over="ignore", invalid="ignore"):
+        if math.isfinite(float(values.sum())):
+            return None, 0.0
+    wrong = np.flatnonzero(~np.isfinite(values))
+    return (int(wrong[0]), float(values[wrong[0]])) if len(wrong) else (None, 0.0)
 
 
 def _geometry(found: Sequence[Examined], base: Checkpoint) -> tuple[list[float], list[float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -10,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from ..errors import CheckpointError, CofuseError, DocumentError, FullError, FuseError, PatchError
 from .faults import Fault, TooOften, Unauthenticated
 from .logs import LOG
+from .web.errors import as_page, wants_page
 
 # Errors of other rooms that are the sender's; all others are the hub's own.
 STATUSES: dict[type[CofuseError], int] = {
@@ -43,17 +46,28 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(CofuseError)
     async def _ours(request: Request, error: CofuseError) -> Response:
-        return answer(error)
+        return _as_asked(request, answer(error))
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        return JSONResponse({"error": "the request is wrong", "where": place, "expected": first["msg"]}, 422)
+        said = {"error": "the request is wrong", "where": place, "expected": first["msg"]}
+        return _as_asked(request, JSONResponse(said, 422))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": str(error.detail).lower()}, error.status_code, error.headers)
+        said = {"error": str(error.detail).lower()}
+        return _as_asked(request, JSONResponse(said, error.status_code, error.headers))
+
+    @app.exception_handler(Exception)
+    async def _failed(request: Request, error: Exception) -> Response:
+        said = {"error": "the hub failed", "hint": "its operator finds the reason in the log"}
+        return _as_asked(request, JSONResponse(said, 500))
+
+
+def _as_asked(request: Request, found: Response) -> Response:
+    return as_page(request, found, json.loads(bytes(found.body))) if wants_page(request) else found
 
 
 def _status(error: CofuseError) -> int:

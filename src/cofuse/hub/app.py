@@ -9,15 +9,25 @@ from fastapi import APIRouter, FastAPI
 
 from .. import __version__
 from .answers import install
-from .api import accounts, health, repositories
+from .api import accounts, contributions, health, jobs, repositories, rounds, store, uploads
 from .gateway import Gateway
 from .hub import Hub
+from .huggingface.routers import ROUTERS
 from .logs import set_up
 from .settings import Settings
+from .web import router as pages
 
 # Routers of the hub's own API, and those with paths of their own; a new noun is one file and one row.
-API: tuple[APIRouter, ...] = (accounts.router, repositories.router)
-OTHERS: tuple[APIRouter, ...] = (health.router,)
+API: tuple[APIRouter, ...] = (
+    contributions.router,  # first, because they are read most, and routes are tried in turn
+    repositories.router,
+    accounts.router,
+    store.router,
+    uploads.router,
+    rounds.router,
+    jobs.router,
+)
+OTHERS: tuple[APIRouter, ...] = (health.router, *ROUTERS, pages.router)  # last: its paths begin with anything
 
 
 def make_app(hub: Hub) -> FastAPI:

@@ -14,7 +14,7 @@ from .hub import Hub
 from .logs import LOG
 
 # Routes that take long bodies as they come, and bound them themselves.
-STREAMED = re.compile(r"/api/v1/uploads/|/api/v1/repositories/[^/]+/[^/]+/store/|/api/models/.+/commit/")
+STREAMED = re.compile(r"/api/v1/uploads/|/api/v1/repositories/[^/]+/[^/]+/store/objects$|/api/models/[^/]+/[^/]+/commit/|/lfs/[^/]+/\d|/xet/")
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
@@ -59,6 +59,9 @@ class Gateway:
             await self._app(scope, bounded, noted)
         except TooLarge as error:
             await answer(error)(scope, receive, noted)
+        except Exception:
+            LOG.exception("failed", extra={"route": getattr(scope.get("route"), "path", "none")})  # a mistake of ours
+            raise
         finally:
             seconds = time.perf_counter() - began
             route = getattr(scope.get("route"), "path", "none")

@@ -12,10 +12,12 @@ from ..store import Store
 from .access.limits import Rate
 from .access.visitor import Visitor, Visitors
 from .database import Database, Repository
+from .files import Files
 from .metrics import Metrics
 from .remembered import Remembered
 from .repositories import Seen, find, store_folder
 from .settings import Settings
+from .tally import Tally
 
 _OPEN = 256  # stores that are kept open
 
@@ -44,11 +46,14 @@ class Hub:
             data.chmod(0o700)  # what is private here is private on the machine
         except OSError as error:
             raise HubError("cannot use the hub's folder", where=settings.data, got=error.strerror) from None
+        self.files = Files(data / "files", settings.limits.cache)
         self.database = Database(settings.database_url)
         self.visitors = Visitors(self.database)
+        self.tally = Tally(self.database)
         self.metrics = Metrics(self.database)
         self.requests = Rate(settings.limits.requests)
         self.failures = Rate(settings.limits.failures)
+        self.swept = 0.0  # when what is left over was last looked for
         self._seen = Remembered[Seen](lambda: self.database.changes)
         self._stores: OrderedDict[str, Store] = OrderedDict()
         self._guard = threading.Lock()
@@ -84,4 +89,5 @@ class Hub:
 
     def close(self) -> None:
         """Give everything back."""
+        self.tally.write()
         self.database.close()

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import Select, delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as Transaction
 
@@ -16,7 +16,8 @@ from .access.audit import note
 from .access.roles import Role
 from .access.tokens import check_name, find_account
 from .access.visitor import Visitor
-from .database import Account, Grant, Member, Repository
+from .database import Account, Audit, Grant, Member, Repository
+from .database.tables import Base
 from .faults import Conflict, Denied, NoRepository
 
 
@@ -168,6 +169,28 @@ def make(
     Store.init(store_folder(folder, made.key))
     note(transaction, visitor, "repository.create", made.full_name, repository=made.id, private=private)
     return made
+
+
+def remove(transaction: Transaction, seen: Seen) -> None:
+    """Remove a repository's rows, for a maintainer; its store's folder, which nobody finds any more, is the caller's.
+
+    Raises:
+        Denied: no maintainer.
+    """
+    seen.must(Role.MAINTAIN)
+    own = seen.repository.id
+    transaction.execute(update(Audit).where(Audit.repository_id == own).values(repository_id=None))
+    for table in reversed(Base.metadata.sorted_tables):
+        if table.name == "repositories":
+            transaction.execute(delete(table).where(table.c.id == own))
+        elif "repository_id" in table.c and table.name != "audit":
+            transaction.execute(delete(table).where(table.c.repository_id == own))
+        else:  # what belongs to something that belongs to it: checks, comments, shares
+            for key in table.foreign_keys:
+                if "repository_id" in key.column.table.c:
+                    inside = select(key.column).where(key.column.table.c.repository_id == own)
+                    transaction.execute(delete(table).where(key.parent.in_(inside)))
+    note(transaction, seen.visitor, "repository.remove", seen.repository.full_name)
 
 
 def store_folder(folder: Path, key: str) -> Path:

@@ -12,7 +12,9 @@ from granian.constants import Interfaces, Loops
 from ..errors import HubError
 from .app import from_settings
 from .database import Database
+from .quotas import recount
 from .settings import Settings
+from .work.staff import staff
 
 
 def serve(settings: Settings, *, ready: Any = lambda url: None) -> None:
@@ -28,6 +30,7 @@ def serve(settings: Settings, *, ready: Any = lambda url: None) -> None:
     settings.data.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database_url)
     database.migrate()  # here, so that of several processes only one does it
+    recount(database, settings.data.absolute() / "repositories")
     database.close()
     where = settings.server
     port = _free_port(where.host, where.port)
@@ -48,7 +51,8 @@ def serve(settings: Settings, *, ready: Any = lambda url: None) -> None:
         respawn_failed_workers=True,
         workers_kill_timeout=where.drain,
     )
-    server.serve(target_loader=functools.partial(_load, settings), wrap_loader=False)
+    with staff(settings):
+        server.serve(target_loader=functools.partial(_load, settings), wrap_loader=False)
 
 
 def _load(settings: Settings, *_: Any) -> Any:

@@ -26,6 +26,7 @@ class Limits(Document):
         requests: a minute, of one token or, without one, of one address.
         failures: wrong tokens a minute from one address, after which it has to wait.
         contributions: open ones of an account in a repository.
+        cache: bytes of files that are kept whole beside the stores, so that downloads are quick.
     """
 
     file: Count = 50 * GIB
@@ -36,6 +37,7 @@ class Limits(Document):
     requests: Count = 6000
     failures: Count = 20
     contributions: Count = 20
+    cache: Count = 20 * GIB
 
 
 class Server(Document):

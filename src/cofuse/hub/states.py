@@ -8,12 +8,15 @@ from enum import StrEnum
 class Offered(StrEnum):
     """A contribution.
 
+    draft: announced by a Hugging Face client; its weights are still to come
+
     received ──> open ──> fusing ──> fused ──> revoked
         │         │ ╲        │
         v         v  ╲───────┘ (left out, or the round came to nothing)
      refused   withdrawn
     """
 
+    DRAFT = "draft"  # announced; its weights are still to come
     RECEIVED = "received"  # all of it is here; not looked at yet
     OPEN = "open"  # screened; may be fused
     FUSING = "fusing"  # part of a round under way

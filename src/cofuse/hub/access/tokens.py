@@ -36,6 +36,7 @@ RESERVED = frozenset(
         "favicon.ico",
         "store",
         "lfs",
+        "xet",
         "new",
         "settings",
         "spaces",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import Field
 from sqlalchemy import select
 
@@ -80,7 +80,7 @@ def create_token(hub: TheHub, visitor: Asks, wanted: NewToken) -> dict[str, Any]
 
 
 @router.delete("/tokens/{token_id}", status_code=204)
-def revoke(hub: TheHub, visitor: Asks, token_id: int) -> None:
+def revoke(hub: TheHub, visitor: Asks, token_id: Annotated[int, Path(ge=1, le=2**31 - 1)]) -> None:
     """Revoke one's own token, or as an administrator anybody's; from now on nothing is done with it."""
     own = visitor.known()
     with hub.database.writing() as transaction:
@@ -93,7 +93,10 @@ def revoke(hub: TheHub, visitor: Asks, token_id: int) -> None:
 
 @router.get("/accounts")
 def accounts(
-    hub: TheHub, visitor: Administers, after: int = 0, limit: Annotated[int, Query(ge=1, le=200)] = 50
+    hub: TheHub,
+    visitor: Administers,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> dict[str, Any]:
     """All accounts, in the order they were made."""
     with hub.database.reading() as transaction:
@@ -128,7 +131,7 @@ def change_account(hub: TheHub, visitor: Administers, name: str, wanted: Account
 def audit(
     hub: TheHub,
     visitor: Administers,
-    before: int | None = None,
+    before: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> dict[str, Any]:
     """What was done, newest first."""

@@ -60,12 +60,17 @@ async def visit(request: Request) -> Visitor:
         Unauthenticated: a token came that is not good.
         TooOften: too many requests, or too many wrong tokens.
     """
+    known: Visitor | None = request.scope.get("visitor")
+    if known is not None:
+        return known
     hub, secret, address = the_hub(request), secret_of(request), address_of(request)
     if secret is None:
         hub.requests.must(address)
-        return NOBODY
-    visitor = await identified(hub, secret, address, hub.visitors.token)
-    hub.requests.must(f"token {visitor.token}")
+        visitor = NOBODY
+    else:
+        visitor = await identified(hub, secret, address, hub.visitors.token)
+        hub.requests.must(f"token {visitor.token}")
+    request.scope["visitor"] = visitor
     return visitor
 
 
@@ -88,7 +93,12 @@ async def identified(hub: Hub, secret: str, address: str, look: Callable[[str], 
     return visitor
 
 
-TheHub = Annotated[Hub, Depends(the_hub)]
+async def given(request: Request) -> Hub:
+    """The hub; `async`, because FastAPI hands what is not to a thread, which costs more than a read of the database."""
+    return the_hub(request)
+
+
+TheHub = Annotated[Hub, Depends(given)]
 Asks = Annotated[Visitor, Depends(visit)]
 
 
@@ -104,7 +114,9 @@ Administers = Annotated[Visitor, Depends(administrator)]
 def seen_by(role: Role) -> Callable[..., Awaitable[Seen]]:
     """A dependency: the repository of the path, for visitors of a role."""
 
-    async def seen(hub: TheHub, visitor: Asks, owner: str, name: str) -> Seen:
+    # Asks for the hub and the visitor itself: each dependency that FastAPI resolves costs as much as a read.
+    async def seen(request: Request, owner: str, name: str) -> Seen:
+        hub, visitor = the_hub(request), await visit(request)
         found = hub.known(visitor, owner, name)
         if found is None:
             found = await run_in_threadpool(hub.look, visitor, owner, name)

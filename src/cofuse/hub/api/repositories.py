@@ -68,7 +68,7 @@ def list_repositories(
     visitor: Asks,
     owner: str | None = None,
     search: Annotated[str | None, Query(max_length=100)] = None,
-    after: int = 0,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> dict[str, Any]:
     """Those that the visitor may see, in the order they were made; `next` is the `after` of the page that follows."""
@@ -141,7 +141,7 @@ def grants(hub: TheHub, seen: Maintains) -> dict[str, str]:
         .where(Grant.repository_id == seen.repository.id)
     )
     with hub.database.reading() as transaction:
-        return dict(transaction.execute(query).tuples())
+        return {row.name: row.role for row in transaction.execute(query)}
 
 
 @router.delete("/{owner}/{name}/grants/{account}", status_code=204)

@@ -143,6 +143,7 @@ class Contribution(Base):
         UniqueConstraint("repository_id", "number"),
         UniqueConstraint("repository_id", "account_id", "nonce"),
         Index("ix_contributions_state", "repository_id", "branch", "state", "number"),
+        Index("ix_contributions_listed", "repository_id", "state", "number"),
         Index("ix_contributions_account", "account_id", "id"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)

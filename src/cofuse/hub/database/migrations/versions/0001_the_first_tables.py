@@ -137,6 +137,7 @@ def upgrade() -> None:
     with op.batch_alter_table("contributions", schema=None) as batch_op:
         batch_op.create_index("ix_contributions_account", ["account_id", "id"], unique=False)
         batch_op.create_index(batch_op.f("ix_contributions_content"), ["content"], unique=False)
+        batch_op.create_index("ix_contributions_listed", ["repository_id", "state", "number"], unique=False)
         batch_op.create_index("ix_contributions_state", ["repository_id", "branch", "state", "number"], unique=False)
 
     op.create_table(

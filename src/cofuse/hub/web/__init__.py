@@ -1,0 +1,1 @@
+"""The hub's pages: made on the server, without a script."""
