@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from minilm import Records, base
 
-import cofuse
 from cofuse.checkpoint import Checkpoint, open_local
 from cofuse.measure.intervals import Interval, interval
 
-BASE = "sentence-transformers/all-MiniLM-L6-v2"
 TASKS = ("sst2", "trec_coarse", "esnli", "tweeteval_offensive")
 EXTRA = "isear"  # learning rates are chosen on it, and nothing else
 SEEDS = (0, 1, 2)
@@ -72,7 +71,7 @@ KINDS = (
 def measure(
     base: Checkpoint, out: Path, task_folder: Path, part: str, rate: float, seed: int, split: str
 ) -> dict[str, Any]:
-    """One training: its score, the values that were trained, the bytes of its patch (first seed), seconds."""
+    """One training: its score, the values that were trained, the bytes of its patch (first seed)."""
     from cofuse.checkpoint.body import body
     from cofuse.measure.finetuning.masks import mask_of
     from cofuse.measure.finetuning.tuning import measured_fisher
@@ -100,16 +99,13 @@ def measure(
     mask, adapt = None, Lora(rank=8) if part == "lora:8" else None
     if part not in ("dense", "lora:8"):
         mask = mask_of(choice(word), base, fisher=fisher, seed=seed)
-    began = time.monotonic()
     tuned = finetune(base, task, train, settings, seed=seed, mask=mask, adapt=adapt)
-    seconds = time.monotonic() - began
     tested = task.examples("test" if split == "test" else "validation").first(TEST)
     found: dict[str, Any] = {
         "score": task.score(tuned.predict(tested), tested.labels),
         "values": sum(p.numel() for p in tuned.model.body.parameters() if p.requires_grad)
         if mask is None
         else sum(len(places(mask, name)) for name in mask.specs),
-        "seconds": round(seconds, 1),
     }
     if seed == SEEDS[0] and split == "test":
         from cofuse.checkpoint.adapter import Adapter
@@ -134,26 +130,6 @@ def measure(
     return found
 
 
-class Records:
-    """Lines of a file, one a training, found again by what was trained."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for line in path.read_text().splitlines() if path.exists() else ():
-            row = json.loads(line)
-            self.known[tuple(row["key"])] = row
-
-    def get(self, *key: Any, work: Any) -> dict[str, Any]:
-        if key not in self.known:
-            row = {"key": key, **work()}
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            self.known[key] = row
-            print(*key, row["score"], f"{row['seconds']} s", flush=True)
-        return self.known[key]
-
-
 def rates(records: Records, base: Checkpoint, tasks: Path, out: Path) -> dict[str, float]:
     """The learning rate of each row, by RULE."""
     best: dict[str, float] = {}
@@ -164,9 +140,9 @@ def rates(records: Records, base: Checkpoint, tasks: Path, out: Path) -> dict[st
         while missing := [i for j in (start, at) for i in (j, j - 1, j + 1) if i in near and i not in scores]:
             rate = LADDER[missing[0]]
             row = records.get(
-                "rate", kind.part, rate,
-                work=lambda k=kind, r=rate: measure(base, out, tasks / EXTRA, k.part, r, 0, "validation"),
-            )  # fmt: skip
+                ("rate", kind.part, rate),
+                partial(measure, base, out, tasks / EXTRA, kind.part, rate, 0, "validation"),
+            )
             scores[missing[0]] = row["score"]
             at = max(scores, key=lambda i: (scores[i], -i))
         best[kind.part] = LADDER[at] if scores else 0.0
@@ -288,23 +264,21 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    options.out.mkdir(parents=True, exist_ok=True)
-    records, base = Records(options.out / "records.jsonl"), cofuse.open(BASE)
+    records, start = Records(options.out), base()
     if options.where:
-        print(*where(base, options.out), sep="\n")
+        print(*where(start, options.out), sep="\n")
         return
-    chosen = rates(records, base, options.tasks, options.out)
+    chosen = rates(records, start, options.tasks, options.out)
     if not options.draw:
         print(json.dumps(chosen), flush=True)
         for seed in SEEDS:
             for kind in KINDS:
                 for task in TASKS:
+                    folder = options.tasks / task
                     records.get(
-                        "test", kind.part, task, seed,
-                        work=lambda k=kind, t=task, s=seed: measure(
-                            base, options.out, options.tasks / t, k.part, chosen[k.part], s, "test"
-                        ),
-                    )  # fmt: skip
+                        ("test", kind.part, task, seed),
+                        partial(measure, start, options.out, folder, kind.part, chosen[kind.part], seed, "test"),
+                    )
     print(*table(records, chosen), sep="\n")
     if options.figure:
         draw_figure(records, options.figure)

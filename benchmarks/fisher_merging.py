@@ -11,7 +11,6 @@ their order; seeds come last, so a run that is cut short has fewer of them.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -20,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from minilm import Records, base
 
-import cofuse
 from cofuse.checkpoint import Checkpoint, open_local
 from cofuse.measure.choosing.searching import Searched, mixtures, search
 from cofuse.measure.intervals import interval
@@ -36,7 +35,6 @@ from cofuse.tasks.kinds.text import encode, tokenizer_of
 from cofuse.tasks.model import Head, body_width, forward_all, load_body, names_in
 from cofuse.tasks.training import Rows
 
-BASE = "sentence-transformers/all-MiniLM-L6-v2"
 PAIRS = (("customer_reviews", "sst2"), ("isear", "go_emotions"), ("trec_coarse", "subj"), ("sst2", "isear"))
 GROUP = ("customer_reviews", "sst2", "isear", "go_emotions", "trec_coarse", "subj")
 SCIENCE = ("chemprot", "scierc")
@@ -63,25 +61,15 @@ class Study:
 
     def __init__(self, tasks: Path, out: Path, until: float) -> None:
         self.tasks, self.out, self.until = tasks, out, until
-        out.mkdir(parents=True, exist_ok=True)
-        self.path = out / "records.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self.known = {tuple(row["key"]): row for row in map(json.loads, lines)}
-        self.base: Checkpoint = cofuse.open(BASE)
+        self.records = Records(out)
+        self.known = self.records.known
+        self.base: Checkpoint = base()
 
     def record(self, key: tuple[Any, ...], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What is known of a key; found and kept when it is not."""
-        if key not in self.known:
-            if time.monotonic() > self.until:
-                raise SystemExit(3)
-            began = time.process_time()
-            found = work()
-            row = {"key": key, **found, "seconds": round(time.process_time() - began, 1)}
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            self.known[key] = row
-            print(*key, {k: v for k, v in row.items() if k not in {"key", "scores"}}, flush=True)
-        return self.known[key]
+        if key not in self.known and time.monotonic() > self.until:
+            raise SystemExit(3)
+        return self.records.get(key, work)
 
     @cache  # noqa: B019  (one study a process)
     def task(self, name: str) -> Task:

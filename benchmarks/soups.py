@@ -1,6 +1,6 @@
 """Soups of a hyperparameter sweep: best single, uniform, greedy and learned, in distribution and under shift.
 
-    python benchmarks/soups.py --tasks FOLDER --out FOLDER [--seeds 3] [--table]
+    python benchmarks/soups.py --tasks FOLDER --out FOLDER [--seeds 2] [--table]
 
 MiniLM is finetuned on each of three sentiment tasks with eight settings; each model keeps its head, which is mixed with its
 body. The validation split chooses, the test split is reported, and so are the test splits of the two other tasks, which have
@@ -12,35 +12,31 @@ Every model is a folder of OUT and every choice a line of OUT/records.jsonl: a r
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from minilm import Records, base, shown
 
-import cofuse
 from cofuse.checkpoint import Checkpoint, Memory, open_local
 from cofuse.fuse import Recipe, fuse_recipe
 from cofuse.measure.choosing import Learning, Pool, choose
-from cofuse.measure.intervals import interval
 from cofuse.measure.loss import loss_and_score
 from cofuse.measure.subject import Subject, tuned_subject
 from cofuse.tasks import Examples, Task, draw, open_task
 from cofuse.tasks.finetune import Finetuning, TaskModel, Tuned, finetune
 from cofuse.tasks.model import Head, body_checkpoint, body_width, load_body
 
-BASE = "sentence-transformers/all-MiniLM-L6-v2"
 TASKS = ("sst2", "rotten_tomatoes", "imdb")
-TRAIN, VALIDATION, TEST = 1500, 400, 800  # examples
-LENGTH = 64
+TRAIN, VALIDATION, TEST = 400, 300, 600  # examples
+LENGTH = 48
 # What the sweep goes over: eight settings, one start.
 SWEEP = tuple(
     Finetuning(
-        learning_rate=rate, head_learning_rate=2e-3, epochs=epochs, batch_size=32, max_length=LENGTH, weight_decay=decay
+        learning_rate=rate, head_learning_rate=2e-3, epochs=epochs, batch_size=16, max_length=LENGTH, weight_decay=decay
     )
     for rate in (5e-5, 1.5e-4)
     for epochs in (2, 4)
@@ -86,28 +82,9 @@ def scores(recipes: Sequence[Recipe], models: dict[str, Checkpoint], task: Task,
     return [loss_and_score(subject_of(fuse_recipe(r, models), task), task, examples)[1] for r in recipes]
 
 
-class Records:
-    """Lines of OUT/records.jsonl by their key."""
-
-    def __init__(self, out: Path) -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        self.path = out / "records.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self.known = {tuple(row["key"]): row for row in map(json.loads, lines)}
-
-    def get(self, key: tuple[Any, ...], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if key not in self.known:
-            began = time.process_time()
-            row = {"key": key, **work(), "seconds": round(time.process_time() - began, 1)}
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            self.known[key] = row
-        return self.known[key]
-
-
 def study(folder: Path, out: Path, seeds: int, names: Sequence[str], sweep: Sequence[Finetuning]) -> None:
     """Everything, seed by seed."""
-    records, base = Records(out), cofuse.open(BASE)
+    records, start = Records(out), base()
     tasks = {name: open_task(name, folders=(folder,)) for name in TASKS}
     for seed in range(seeds):
         for name in names:
@@ -115,7 +92,7 @@ def study(folder: Path, out: Path, seeds: int, names: Sequence[str], sweep: Sequ
             models: dict[str, Checkpoint] = {}
             for i, settings in enumerate(sweep):
                 place = out / "models" / f"{name}-{seed}-{i}"
-                trained(base, task, settings, seed, place)
+                trained(start, task, settings, seed, place)
                 models[f"m{i}"] = open_local(place)
             held_out = task.examples("validation").first(VALIDATION)
             judge = partial(scores, models=models, task=task, examples=held_out)
@@ -129,7 +106,6 @@ def study(folder: Path, out: Path, seeds: int, names: Sequence[str], sweep: Sequ
                         tasks,
                     ),
                 )
-                print(seed, name, label, records.known[seed, name, label]["test"], flush=True)
 
 
 def _chosen(way: str, pool: Pool, tasks: dict[str, Task]) -> dict[str, Any]:
@@ -142,20 +118,17 @@ def _chosen(way: str, pool: Pool, tasks: dict[str, Task]) -> dict[str, Any]:
 
 
 def table(out: Path) -> None:
-    """Each way minus the best single: in distribution, and the mean of the two siblings."""
-    known = Records(out).known
-    runs = sorted({(seed, name) for seed, name, _ in known})
+    """Each way, and it minus the best single: in distribution, and the mean of the two siblings."""
+    records = Records(out)
+    names = [t for t in TASKS if all((0, t, w) in records.known for w in WAYS)]  # tasks come before seeds
+    whole = [s for s in range(9) if all((s, t, w) in records.known for t in names for w in WAYS)]
+    print(f"seeds {whole}, {records.minutes:.0f} minutes of processor time without the finetuning")
     for where in ("in distribution", "under shift"):
-        for label in WAYS:
-            whole = [r for r in runs if (*r, label) in known and (*r, "best") in known]
-            if not whole:
-                continue
-            own = np.array([[_score(known, r, w, where) for w in (label, "best")] for r in whole])
-            found = interval((own[:, 0] - own[:, 1])[None, :, None])
-            print(
-                f"{where:16} {label:16} {own[:, 0].mean():6.2f}   minus best {found.mean:+.2f} "
-                f"({found.low:+.2f} to {found.high:+.2f}), {len(whole)} sweeps"
-            )
+        print(f"\n| {where} | {' | '.join(names)} | mean | minus the best single |\n|---|{'---|' * (len(names) + 2)}")
+        own = {w: np.array([[_score(records.known, (s, t), w, where) for s in whole] for t in names]) for w in WAYS}
+        for way, values in own.items():
+            against = "" if way == "best" else shown(values - own["best"])
+            print(f"| {way} | {' | '.join(f'{v:.1f}' for v in values.mean(1))} | {values.mean():.1f} | {against} |")
 
 
 def _score(known: dict[Any, Any], run: tuple[int, str], label: str, where: str) -> float:
@@ -169,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", choices=TASKS, action="append", help="Only this task's sweep; may be repeated.")
     parser.add_argument("--models", type=int, default=len(SWEEP), help="Only so many settings of the sweep.")
     parser.add_argument("--table", action="store_true")

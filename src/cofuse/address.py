@@ -6,7 +6,7 @@
     hf:org/name@rev             on the Hugging Face hub, or in its cache; @rev is optional
     MODEL+ADAPTER               the PEFT adapter at the second address on the model at the first
     MODEL+x.patch               the patch in that file on the model, which has to be the one it was made on
-    https://hub/org/name@ref    on a Cofuse hub (refused in this version)
+    https://hub/org/name@ref    on a Cofuse hub; @ref (a branch, tag, commit, main~2, refs/pr/7) is optional
 
 A bare word is a path, then a revision, then a Hugging Face id; one that is both a path and a revision is refused. A
 folder that holds a PEFT adapter is opened on `base`, or on the base that its config names.
@@ -327,16 +327,15 @@ def _snapshot(name: str, rev: str | None) -> Path:
         ) from error
 
 
-def _refuse_web(address: str, start: _From) -> Checkpoint:
-    raise AddressError(
-        "addresses on a hub cannot be opened yet",
-        got=address,
-        hint="download it, and give the folder; or hf:org/name for the Hugging Face hub",
-    )
+def _open_on_hub(address: str, start: _From) -> Checkpoint:
+    from .store.remotes.addresses import parse
+    from .store.remotes.fetched import fetched
+
+    return fetched(parse(address))
 
 
 SCHEMES: dict[str, Callable[[str, _From], Checkpoint]] = {
     "hf:": _open_hub,
-    "https://": _refuse_web,
-    "http://": _refuse_web,
+    "https://": _open_on_hub,
+    "http://": _open_on_hub,
 }

@@ -71,7 +71,7 @@ def test_what_cannot_be_is_said(home: Path, tmp_path: Path) -> None:
     assert "no such folder" in refused("clone", "nowhere", cwd=tmp_path)
     assert "there is no store" in refused("clone", "disk", cwd=tmp_path)
     assert "no remote of this kind" in refused("remote", "add", "x", "ftp://host/x", cwd=home)
-    assert "hubs cannot be" in refused("remote", "add", "x", "https://host/x", cwd=home)
+    assert "not an address on a hub" in refused("remote", "add", "x", "https://host/x", cwd=home)
     assert "not a name for a remote" in refused("remote", "add", "../x", "../disk", cwd=home)
     done("remote", "add", "origin", "../disk", cwd=home)
     assert "there is a remote of that name" in refused("remote", "add", "origin", "elsewhere", cwd=home)

@@ -10,6 +10,7 @@ import typer
 
 from ..document import parse_document, read_document
 from ..errors import HubError
+from .login import PLAIN
 
 if TYPE_CHECKING:
     from ..hub.settings import Settings
@@ -92,7 +93,7 @@ def opened_settings(file: Path | None, data: Path | None, given: dict[str, Any])
     changes: dict[str, Any] = {
         key.removeprefix(PREFIX).lower().replace("__", "."): read_value(value)
         for key, value in sorted(os.environ.items())
-        if key.startswith(PREFIX)
+        if key.startswith(PREFIX) and key != PLAIN
     }
     changes |= given
     if data is not None:

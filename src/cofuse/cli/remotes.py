@@ -38,7 +38,9 @@ def register(app: typer.Typer) -> None:
 
 
 def clone(
-    address: Annotated[str, typer.Argument(help="A folder, file:///folder, or s3://bucket/prefix.")],
+    address: Annotated[
+        str, typer.Argument(help="A folder, file:///folder, s3://bucket/prefix, or https://hub/owner/name.")
+    ],
     folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="A new folder; named after ADDRESS.")] = None,
     branch: Annotated[
         str | None, typer.Option("--branch", help="The branch to be on; the remote's by default.")
@@ -127,11 +129,13 @@ def pull(
 
 def add(
     name: Annotated[str, typer.Argument(help="What it is called here.")],
-    address: Annotated[str, typer.Argument(help="A folder, file:///folder, or s3://bucket/prefix.")],
+    address: Annotated[
+        str, typer.Argument(help="A folder, file:///folder, s3://bucket/prefix, or https://hub/owner/name.")
+    ],
     endpoint: Endpoint = None,
     region: Region = None,
 ) -> None:
-    """Keep a remote's address; keys are never kept: they come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
+    """Keep a remote's address; keys are never kept: they come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or `cofuse login`."""
     from ..store import remotes
     from ..store.remotes.opening import absolute
 

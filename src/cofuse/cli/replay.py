@@ -1,15 +1,18 @@
-"""The verb that makes a fuse, or a merge, again and compares."""
+"""The verb that makes a fuse, a merge, or a release of a hub again and compares."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import address
+from ..credentials import machine
 from ..errors import RefError
 from ..store import Store
 from .progress import shown
@@ -17,6 +20,7 @@ from .weights import Json, Threads
 
 if TYPE_CHECKING:
     from ..fuse.record import InputRecord
+    from ..store.remotes import Remote
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +29,10 @@ def register(app: typer.Typer) -> None:
 
 
 def replay(
-    what: Annotated[str, typer.Argument(metavar="ADDRESS", help="A checkpoint that cofuse fuse made, or a merge.")],
+    what: Annotated[
+        str,
+        typer.Argument(metavar="ADDRESS", help="A checkpoint that cofuse fuse made, a merge, or a release of a hub."),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Also write what is made again here; by default nothing is written.")
     ] = None,
@@ -35,13 +42,15 @@ def replay(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Make a fuse or a merge again from its record, and compare every tensor; exit status 1 when anything differs."""
+    """Make a fuse, a merge or a release again from its record, and compare every tensor; exit status 1 when anything differs."""
     from ..checkpoint import Hashed
     from ..fuse import fuse_recipe
     from ..fuse.record import read_record, recorded, versions
     from ..fuse.replay import compare, read_through
 
-    same = _merge(what, threads, as_json) if out is None else None
+    same = None
+    if out is None:
+        same = _of_hub(what, threads, as_json) if "://" in what else _commit(what, threads, as_json)
     if same is not None:
         raise typer.Exit(0 if same else 1)
     there = address.open(what)
@@ -81,14 +90,68 @@ def replay(
         raise typer.Exit(1)
 
 
-def _merge(what: str, threads: int | None, as_json: bool) -> bool | None:
-    """Make a commit of `merge`, `cherry-pick` or `revert` again; whether it is the same, None where it is no such commit."""
+def _of_hub(what: str, threads: int | None, as_json: bool) -> bool | None:
+    """Make a release of a hub again, in a store in the cache; whether it is the same, None where it is no release."""
+    from ..store.remotes import receive
+    from ..store.remotes.addresses import parse
+    from ..store.remotes.opening import hub_remote
+
+    found = parse(what)
+    remote = hub_remote(found)
+    commit, _ = remote.resolve(found.rev)
+    store = Store.init(machine().cache / "replays" / f"{sha256(found.url.encode()).hexdigest()[:32]}.cofuse")
+    with shown() as progress:
+        receive(store, remote, [commit], progress=progress)
+    if "round" not in store.load_commit(commit).record:
+        return None
+    return _release(store, commit, [remote], threads, as_json)
+
+
+def _commit(what: str, threads: int | None, as_json: bool) -> bool | None:
+    """Make a release, or a merge, in the store here again; whether it is the same, None where it is no such commit."""
     store = None if Path(what).exists() else Store.find(Path.cwd())
     try:
-        if store is None or "merge" not in store.load_commit(what).record:
-            return None
+        record = {} if store is None else store.load_commit(what).record
     except RefError:
         return None
+    if store is not None and "merge" in record:
+        return _merge(store, what, threads, as_json)
+    if store is None or "round" not in record:
+        return None
+    from ..store.remotes import Settings, open_remote
+
+    known = Settings(store.objects.places).all().values()
+    return _release(store, what, [open_remote(one.address) for one in known], threads, as_json)
+
+
+def _release(store: Store, what: str, remotes: Sequence[Remote], threads: int | None, as_json: bool) -> bool:
+    """Make a release again; what it was made from is fetched, as far as it is not here."""
+    from ..hub.rounds.replaying import needs
+    from ..hub.rounds.replaying import replay as replay_release
+    from ..store.remotes import receive
+
+    with shown() as progress:
+        for remote in remotes:
+            missing = [need for need in needs(store, what) if need not in store.objects]
+            if missing:
+                receive(store, remote, missing, progress=progress)
+        again = replay_release(store, what, threads=threads, progress=progress)
+    if as_json:
+        print(json.dumps({"same": again.same, **again._asdict()}))
+        return again.same
+    if again.same:
+        print(f"the same: commit {again.made}")
+        return True
+    print(f"made again: commit {again.made[:16]}, was {again.recorded[:16]}")
+    for name, (then, now) in again.versions.items():
+        print(f"  {name} was {then}, is {now}")
+    _list("tensors that differ", again.tensors)
+    _list("files that differ", again.files)
+    return False
+
+
+def _merge(store: Store, what: str, threads: int | None, as_json: bool) -> bool:
+    """Make a commit of `merge`, `cherry-pick` or `revert` again; whether it is the same."""
     from ..store.replaying import replay as replay_merge
 
     with shown() as progress:

@@ -14,7 +14,9 @@ from .hub import Hub
 from .logs import LOG
 
 # Routes that take long bodies as they come, and bound them themselves.
-STREAMED = re.compile(r"/api/v1/uploads/|/api/v1/repositories/[^/]+/[^/]+/store/objects$|/api/models/[^/]+/[^/]+/commit/|/lfs/[^/]+/\d|/xet/")
+STREAMED = re.compile(
+    r"/api/v1/uploads/|/api/v1/repositories/[^/]+/[^/]+/store/objects$|/api/models/[^/]+/[^/]+/commit/|/lfs/[^/]+/\d|/xet/"
+)
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),

@@ -50,5 +50,3 @@ class Remembered(Generic[V]):
             while len(self._kept) > _MOST:
                 self._kept.popitem(last=False)
         return value
-
-

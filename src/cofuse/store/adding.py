@@ -54,6 +54,20 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A tree as another one with some of its files replaced, added or left out.
+
+    Attributes:
+        places: where the new bytes are, by path.
+        kept: entries that stay, by path; those of `places` win. Of these not a tensor is read; whoever writes relies on
+            the tree that they are from.
+    """
+
+    places: Mapping[str, Path]
+    kept: Mapping[str, Plain | Weights]
+
+
+@dataclass(frozen=True, slots=True)
 class _Job:
     """One object to be put, and who wants its id."""
 
@@ -66,7 +80,8 @@ class _Job:
 
 def add(
     writing: Writing,
-    source: Checkpoint | Path,
+    objects: Objects,
+    source: Checkpoint | Path | Change,
     known: Known,
     *,
     threads: int | None = None,
@@ -75,13 +90,17 @@ def add(
     """Keep a folder or a checkpoint; gives the id of its tree.
 
     A folder is kept with every byte of every file. A checkpoint is kept as `Checkpoint.save` would write it into one
-    file, so that committing it, or committing what it saved, gives one tree.
+    file, so that committing it, or committing what it saved, gives one tree. A `Change` is kept as a folder would be.
 
     Raises:
         StoreError: something in the folder cannot be kept, or the store cannot be written.
         CheckpointError: the source cannot be read, or a safetensors file in it is damaged.
     """
-    scan = _Folder(source, known) if isinstance(source, Path) else _Lazy(writing, source, known)
+    scan: _Source
+    if isinstance(source, Change):
+        scan = _Changed(objects, source, known)
+    else:
+        scan = _Folder(source, known) if isinstance(source, Path) else _Lazy(writing, source, known)
     jobs = list(scan.jobs())
     bar = progress.bar("storing", sum(job.head.size for job in jobs), "B")
 
@@ -132,31 +151,32 @@ class _Source:
 
         return _Job(f"{path}: {name}", Head.tensor(spec), read, self.known.tensors.get(name, ()), give)
 
-    def tree(self) -> Tree:
+    def entries(self) -> dict[str, Plain | Weights]:
+        """What was put, by path."""
         files: dict[str, Plain | Weights] = dict(self.plain)
         for path, (header, object_id) in self.headers.items():
             ids = tuple(self.tensors[path][name] for name in header.entries)
             files[path] = Weights(object_id, header.data_start + header.data_bytes, ids)
+        return files
+
+    def tree(self) -> Tree:
+        files = self.entries()
         return Tree(files, content_of(self.tensors, weights_files(files, self.index)))
 
 
-class _Folder(_Source):
-    """A folder on disk."""
+class _Files(_Source):
+    """Files on disk, by the paths that they get, and entries of another tree that stay as they are."""
 
-    def __init__(self, folder: Path, known: Known) -> None:
+    def __init__(self, places: Mapping[str, Path], known: Known) -> None:
         super().__init__(known)
-        if not folder.is_dir():
-            raise StoreError("no such folder", where=folder)
-        self.folder = folder
+        self.places = places
 
     def jobs(self) -> Iterator[_Job]:
         try:
-            for path, place in sorted(_walk(self.folder)):
-                yield from self._jobs_of(path, place)
+            for path, place in sorted(self.places.items()):
+                yield from self._jobs_of(check_path(path), place)
         except OSError as error:
-            raise StoreError(
-                "cannot read the folder", where=error.filename or self.folder, got=error.strerror
-            ) from None
+            raise StoreError("cannot read a file", where=error.filename, got=error.strerror) from None
 
     def _jobs_of(self, path: str, place: Path) -> Iterator[_Job]:
         if path.endswith(".safetensors"):
@@ -169,6 +189,41 @@ class _Folder(_Source):
         if path in INDEX and size <= MAX_SIDE_FILE:
             self.index[path] = place.read_bytes()
         yield self.file(path, size, _file_reader(place, size))
+
+
+class _Folder(_Files):
+    """A folder on disk."""
+
+    def __init__(self, folder: Path, known: Known) -> None:
+        if not folder.is_dir():
+            raise StoreError("no such folder", where=folder)
+        try:
+            super().__init__(dict(_walk(folder)), known)
+        except OSError as error:
+            raise StoreError("cannot read the folder", where=error.filename or folder, got=error.strerror) from None
+
+
+class _Changed(_Files):
+    """A tree of which some files are changed; the others are neither read nor written."""
+
+    def __init__(self, objects: Objects, change: Change, known: Known) -> None:
+        super().__init__(change.places, known)
+        self.objects = objects
+        self.kept = {path: entry for path, entry in change.kept.items() if path not in change.places}
+
+    def tree(self) -> Tree:
+        for path, entry in self.kept.items():
+            if isinstance(entry, Weights):
+                names = load_header(self.objects, entry, path).entries
+                self.tensors[path] = dict(zip(names, entry.tensors, strict=True))
+            elif path in INDEX and entry.size <= MAX_SIDE_FILE:
+                self.index[path] = bytes(self.objects.read(entry.id, kind="file"))
+        made = self.entries() | self.kept
+        try:
+            content = content_of(self.tensors, weights_files(made, self.index))
+        except CofuseError:
+            content = None  # shards that are still to come: the version can be kept, not opened
+        return Tree(made, content)
 
 
 class _Lazy(_Source):

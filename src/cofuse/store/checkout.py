@@ -20,7 +20,7 @@ _NOTHING: Mapping[str, Path] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class Piece:
     """One chunk of an object, and its place in a file."""
 
     path: str
@@ -69,7 +69,7 @@ def write_tree(
         missing = Tree({path: entry for path, entry in tree.files.items() if path not in reuse}, tree.content)
         bar = progress.bar(f"writing {folder.name}", missing.size, "B")
 
-        def write(piece: _Piece) -> None:
+        def write(piece: Piece) -> None:
             with objects.opened(piece.object_id) as found, open(temporary / piece.path, "r+b", buffering=0) as file:
                 data = memoryview(found.chunk(piece.chunk))
                 bar.advance(len(data))
@@ -79,13 +79,13 @@ def write_tree(
                     data, at = data[done:], at + done
 
         workers = threads or os.cpu_count() or 1
-        for_each(write, _pieces(objects, missing), workers)
+        for_each(write, pieces(objects, missing), workers)
         for_each(lambda path: _sync(temporary / path), tree.files, workers)
         for here, _, _ in os.walk(temporary):
             sync_folder(Path(here))
 
 
-def _pieces(objects: Objects, tree: Tree) -> Iterator[_Piece]:
+def pieces(objects: Objects, tree: Tree) -> Iterator[Piece]:
     """Every piece of every file, in order, with what the tree says checked against its objects."""
     for path, entry in sorted(tree.files.items()):
         if isinstance(entry, Plain):
@@ -99,7 +99,7 @@ def _pieces(objects: Objects, tree: Tree) -> Iterator[_Piece]:
         at = 0
         for object_id, size in parts:
             for k, (start, _) in enumerate(chunks(size)):
-                yield _Piece(path, at + start, object_id, k)
+                yield Piece(path, at + start, object_id, k)
             at += size
 
 

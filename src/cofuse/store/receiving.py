@@ -164,6 +164,18 @@ class Receiving:
                 break
         self._name_those_that_waited(threads)
 
+    def adopt(self, object_id: str, path: Path) -> bool:
+        """Take an object whose file has arrived by itself, in a folder of the same file system; whether it is new here.
+
+        Raises:
+            CorruptError: it is not what its id says, or what it is a delta against is not here.
+        """
+        with self._explained(object_id), explained(path), open(path, "rb") as file:
+            if self._verify_and_name(object_id, path, file.fileno()):
+                _, base = self._waiting.pop(object_id)
+                raise CorruptError("what it is a delta against is missing", got=base)
+            return os.stat(self._objects.path(object_id)).st_ino == os.fstat(file.fileno()).st_ino
+
     def _name_those_that_waited(self, threads: int) -> None:
         while self._waiting:
             ready = [i for i, (_, base) in self._waiting.items() if base in self._objects]

@@ -208,7 +208,7 @@ class Store:
                 trees.append(load_commit(self.objects, commit).tree)
         known = Known.of(self.objects, trees)
         what = Path(source) if isinstance(source, str | os.PathLike) else source
-        return add(pen, what, known, threads=threads, progress=progress)
+        return add(pen, self.objects, what, known, threads=threads, progress=progress)
 
     # Reading
 

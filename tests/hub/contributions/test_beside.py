@@ -58,7 +58,7 @@ def test_what_is_far_larger_than_the_others_is_found(bench: Bench) -> None:
     numbers = [bench.offered(f"c{seed}", tuned(bench.base, seed, 0.02 if seed != 1 else 2.0)) for seed in range(5)]
     bench.work()
     states = [bench.look(number)["checks"]["size"] for number in numbers]
-    assert [one["state"] for one in states] == ["pass", "warn", "pass", "pass", "pass"]
+    assert [one["state"] for one in states] == ["pass", "refuse", "pass", "pass", "pass"]
     assert states[1]["detail"]["times"] == pytest.approx(100, rel=0.2)
 
 
@@ -92,3 +92,13 @@ def test_geometry_is_what_the_slow_way_says() -> None:
     unit = [one / one.norm() for one in flat]
     mean = 0.5 * unit[1] + unit[2]
     assert found.cosine(0, {1: 0.5, 2: 1.0}) == pytest.approx(float(unit[0] @ mean / mean.norm()))
+
+
+def test_who_turns_somebodys_change_round_cannot_have_them_refused(bench: Bench) -> None:
+    policy(bench, "{round: {contributions: 50}, screen: {direction: refuse}}")
+    honest = [bench.offered(who, tuned(bench.base, seed)) for seed, who in enumerate(["bob", "eve"])]
+    bench.work()
+    turned = bench.offered("oscar", flipped(bench.base, 0))  # Bob's
+    bench.work()
+    assert bench.look(turned)["state"] == "refused"
+    assert [bench.look(number)["state"] for number in honest] == ["open", "open"]

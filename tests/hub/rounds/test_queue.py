@@ -94,6 +94,7 @@ def test_many_workers_share_the_jobs_and_each_is_done_once(make_hub: Make, kind:
     keys = [f"job {i:02}" for i in range(24)]
     ask(hubs[0], *keys)
     ran: Counter[str] = Counter()
+
     def work(hub: Hub) -> None:
         while (job := queue.claim(hub, "w")) is not None:
             ran.update([str(job.payload["key"])])

@@ -27,7 +27,7 @@ from .village import Village, settle
 
 MOST = 200_000
 NAMES = sorted(pages(Village()))
-EVIL = """<script>alert(1)</script><img src=x onerror=alert(1)>"'><svg/onload=alert(1)>{{7*7}}</textarea></title>"""
+EVIL = """<script>alert(1)</script><img src=x onerror=alert(1)>"'><svg/onload=alert(1)>{{31337*3}}</textarea></title>"""
 
 
 class Tags(HTMLParser):
@@ -256,7 +256,7 @@ def test_what_people_write_is_text_on_every_page(place: Place) -> None:
             check(answer.text)
             assert "<img src=x" not in answer.text, path
             assert "<svg/onload" not in answer.text, path
-            assert "49" not in answer.text or "{{7*7}}" in answer.text, path
+            assert "94011" not in answer.text, path
     with database.writing() as change:
         change.get_one(Repository, row.id).private = True  # out of the way of the other tests
 

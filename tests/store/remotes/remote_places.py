@@ -1,4 +1,4 @@
-"""Real places for remotes: a folder, and a bucket on a Swift server of the tests' own."""
+"""Real places for remotes: a folder, a bucket on a Swift server of the tests' own, a repository on a hub of theirs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 import obstore
+from hub.serving import HubServer
 from obstore.store import S3Store
+from sqlalchemy import select
 
 from cofuse.checkpoint import TensorSpec, build_header
+from cofuse.hub.database import Repository
+from cofuse.hub.repositories import store_folder
 from cofuse.store import Store
 from cofuse.store.remotes import Account, Named, Remote, clone, open_remote
 
@@ -80,6 +84,7 @@ class Place:
     address: str
     server: Swift | None = None
     client: S3Store | None = field(default=None, repr=False)
+    folder: Callable[[], Path | None] | None = field(default=None, repr=False)  # of the store, where it is elsewhere
 
     def remote(self, patience: float = 20.0) -> Remote:
         return open_remote(self.address, self.server.account(patience) if self.server else None)
@@ -92,16 +97,17 @@ class Place:
         return clone(self.remote(), folder, self.named)
 
     @property
-    def _root(self) -> Path:
-        return Path(self.address) / ".cofuse"
+    def root(self) -> Path:
+        """The store's own folder."""
+        return Path(self.address) / ".cofuse" if self.folder is None else self.folder() or Path("/nowhere")
 
     def files(self) -> dict[str, object]:
         """What is there, and something that changes when it is written again."""
         if self.client is not None:
             return {e["path"]: (e["e_tag"], e["last_modified"]) for page in obstore.list(self.client) for e in page}
         return {
-            str(path.relative_to(self._root)): (path.stat().st_ino, path.stat().st_size)
-            for path in self._root.rglob("*")
+            str(path.relative_to(self.root)): (path.stat().st_ino, path.stat().st_size)
+            for path in self.root.rglob("*")
             if path.is_file()
         }
 
@@ -111,13 +117,13 @@ class Place:
     def get(self, name: str) -> bytes:
         if self.client is not None:
             return bytes(obstore.get(self.client, name).bytes())
-        return (self._root / name).read_bytes()
+        return (self.root / name).read_bytes()
 
     def put(self, name: str, data: bytes) -> None:
         if self.client is not None:
             obstore.put(self.client, name, data)
             return
-        path = self._root / name
+        path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         path.write_bytes(data)
@@ -126,7 +132,7 @@ class Place:
         if self.client is not None:
             obstore.delete(self.client, name)
         else:
-            (self._root / name).unlink()
+            (self.root / name).unlink()
 
     def point(self, ref: str, commit: str) -> None:
         """Make a ref behind everybody's back."""
@@ -138,7 +144,7 @@ class Place:
     def is_whole(self, folder: Path) -> bool:
         """Whether all that its refs reach is there and whole."""
         if self.client is None:
-            return Store.open(self.address).fsck().ok
+            return Store.open(self.root).fsck().ok
         return not self.remote().refs() or self.clone(folder).fsck().ok
 
 
@@ -150,6 +156,17 @@ def bucket(server: Swift, name: str, prefix: str = "") -> Place:
     server.make_bucket(name)
     address = f"s3://{name}" + (f"/{prefix}" if prefix else "")
     return Place(address, server, server.client(name, prefix))
+
+
+def on_hub(server: HubServer, name: str) -> Place:
+    """A repository that the first push makes."""
+
+    def folder() -> Path | None:
+        with server.hub.database.reading() as look:
+            found = look.scalar(select(Repository).where(Repository.name == name))
+        return None if found is None else store_folder(server.hub.repositories, found.key)
+
+    return Place(f"{server.url}/ann/{name}", folder=folder)
 
 
 def noise(folder: Path, tensors: dict[str, int], seed: int = 0) -> Path:

@@ -96,7 +96,7 @@ def test_killed_at_random_moments_the_same_command_finishes(
     assert made.fsck().ok
     made.checkout("main", tmp_path / "out")
     assert digests(tmp_path / "out") == digests(tmp_path / "m")
-    for folder in [store.path, *([Path(place.address) / ".cofuse"] if place.server is None else [])]:
+    for folder in [store.path, *([place.root] if place.server is None else [])]:
         assert [p for p in (folder / "tmp").iterdir() if (p / "lock").exists()] == []
 
 

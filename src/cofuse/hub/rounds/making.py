@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...checkpoint import Checkpoint, Source, View
+from ...checkpoint import Checkpoint, Source, TensorSpec, View, body
 from ...checkpoint.disk import INDEX, MAX_SIDE_FILE
 from ...errors import CorruptError, FuseError
 from ...fuse import Recipe, fuse_recipe
@@ -128,11 +128,15 @@ def _fused(
 ) -> str:
     """The tree of what a step gives: weights alone."""
     recipe = _recipe(one)
-    opened = {name: store.checkpoint(there.get(name, name)) for name in (*recipe.addresses, one["onto"])}
+    opened: dict[str, Checkpoint] = {
+        name: store.checkpoint(there.get(name, name)) for name in (*recipe.addresses, one["onto"])
+    }
     base = opened[one["onto"]]
     for name, model in opened.items():
         if name not in _statistics(recipe):
-            check_alike(model, base, name)
+            # What somebody pushed may lack what no training changes; a contribution was made like its base when it came.
+            opened[name] = model if _specs(model) == _specs(base) else body(model, like=base)
+            check_alike(opened[name], base, name)
     fused = fuse_recipe(recipe, opened)
     plain = View(
         {name: Source(fused, name) for name in base.names()},
@@ -151,7 +155,7 @@ def check_alike(model: Checkpoint, base: Checkpoint, name: str) -> None:
     Raises:
         FuseError: it has not.
     """
-    ours, theirs = ({n: c.spec(n) for n in c.names()} for c in (model, base))
+    ours, theirs = _specs(model), _specs(base)
     if ours != theirs:
         wrong = min(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
         raise FuseError(
@@ -160,6 +164,10 @@ def check_alike(model: Checkpoint, base: Checkpoint, name: str) -> None:
             got=ours.get(wrong, f"no {wrong}"),
             expected=theirs.get(wrong),
         )
+
+
+def _specs(model: Checkpoint) -> dict[str, TensorSpec]:
+    return {name: model.spec(name) for name in model.names()}
 
 
 def _statistics(recipe: Recipe) -> set[str]:

@@ -201,6 +201,10 @@ def _changes(checks: list[Check]) -> list[Change]:
 
 def _jobs(transaction: Transaction, one: Contribution, suite: str) -> list[Job]:
     """The work on it that is still to be done, or has failed."""
-    keys = [f"screen:{one.id}", *(f"screen:{one.id}:{i}" for i in range(1, 20)), f"evaluate:{one.repository_id}:{one.commit}:{suite}"]
+    keys = [
+        f"screen:{one.id}",
+        *(f"screen:{one.id}:{i}" for i in range(1, 20)),
+        f"evaluate:{one.repository_id}:{one.commit}:{suite}",
+    ]
     query = select(Job).where(Job.key.in_(keys), Job.state != Done.DONE).order_by(Job.id)
     return list(transaction.scalars(query))

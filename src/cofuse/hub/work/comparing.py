@@ -99,24 +99,32 @@ def run(place: Workplace, payload: Payload) -> Answer:
 
 
 def settle(hub: Hub, transaction: Transaction, job: Job, answer: Answer) -> None:
-    """Write down what was found of each that still waits; the one that joined is open from now on."""
+    """Write down what was found of each that still waits; the one that joined is open from now on.
+
+    Where the one that joined is refused, nothing is said of the others: they were compared with it, and who sends somebody's
+    change turned round must not be able to have them refused.
+    """
     from .screening import refuse, write_checks
 
+    joined = job.payload["contribution"]
     query = select(Contribution).where(
         Contribution.repository_id == job.repository_id,
         Contribution.number.in_([int(number) for number in answer["found"]]),
         Contribution.state.in_([Offered.RECEIVED, Offered.OPEN]),
     )
     # In one order, so that two who settle at once do not wait for each other for ever.
-    for one in transaction.scalars(query.order_by(Contribution.number).with_for_update(of=Contribution)).all():
+    waiting = list(transaction.scalars(query.order_by(Contribution.number).with_for_update(of=Contribution)))
+    for one in sorted(waiting, key=lambda one: one.id != joined):  # the one that joined first
         if not _later(transaction, one, job):  # else it has been compared with more of them already
             said = {name: _found(each, job) for name, each in answer["found"][str(one.number)].items()}
             write_checks(transaction, one, said)
             strange = next(((name, each) for name, each in said.items() if each.state is Checked.REFUSE), None)
             if strange is not None and ACCEPTED not in one.labels:
                 refuse(transaction, one, strange[0], strange[1].figure)
-        if one.id == job.payload["contribution"]:
+        if one.id == joined:
             open_if_done(transaction, one)
+            if one.state == Offered.REFUSED:
+                return
 
 
 def judge(transaction: Transaction, repository: int, commit: str) -> None:

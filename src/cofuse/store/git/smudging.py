@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 
 from ...errors import CorruptError
-from ..checkout import _Piece, _pieces
+from ..checkout import Piece, pieces
 from ..codecs import Bytes
 from ..sha256 import known_sha256, note_sha256
 from ..store import Store
@@ -67,12 +67,12 @@ def load_file(store: Store, manifest: Manifest, where: str) -> Tree:
 
 
 def _read(store: Store, tree: Tree, threads: int | None) -> Iterator[Bytes]:
-    def chunk(piece: _Piece) -> Bytes:
+    def chunk(piece: Piece) -> Bytes:
         with store.objects.opened(piece.object_id) as found:
             return found.chunk(piece.chunk)
 
     workers = Workers(min(threads or os.cpu_count() or 1, MAX_THREADS))
     try:
-        yield from workers.in_order(chunk, _pieces(store.objects, tree))
+        yield from workers.in_order(chunk, pieces(store.objects, tree))
     finally:
         workers.close()

@@ -1,6 +1,6 @@
 """Other stores, in a folder or a bucket: cloning, pushing, fetching."""
 
-from .moving import Moved, Push, clone, fetch, pull, push
+from .moving import Moved, Push, clone, deliver, fetch, pull, push, receive
 from .opening import open_remote
 from .remote import Delivery, Remote
 from .s3 import Account
@@ -16,8 +16,10 @@ __all__ = [
     "Remote",
     "Settings",
     "clone",
+    "deliver",
     "fetch",
     "open_remote",
     "pull",
     "push",
+    "receive",
 ]

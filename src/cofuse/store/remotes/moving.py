@@ -6,8 +6,8 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,11 +82,36 @@ def push(
     there = remote.refs()
     moves = [p for p in wanted if there.get(p.ref) != p.commit]
     expected = {p.ref: _may_move(store, p, there.get(p.ref), name) for p in moves}
+    with _delivered(store, remote, [p.commit for p in moves], there.values(), workers, progress):
+        remote.update([Move(p.ref, p.commit, expected[p.ref]) for p in moves])
+    for p in wanted:
+        if name is not None and p.ref.startswith(HEADS):
+            store.refs.update(_tracking(name, p.ref), p.commit)
+    return [Moved(p.ref, there.get(p.ref), p.commit) for p in wanted]
+
+
+def deliver(
+    store: Store,
+    remote: Remote,
+    commits: Sequence[str],
+    *,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> None:
+    """Bring commits, and all that they need, to another store that is there, and move nothing; see `push`."""
+    with _delivered(store, remote, commits, remote.refs().values(), threads or THREADS, progress):
+        pass
+
+
+@contextmanager
+def _delivered(
+    store: Store, remote: Remote, tips: Sequence[str], had: Iterable[str], workers: int, progress: Progress
+) -> Iterator[None]:
+    """Bring commits, and all that they need; for the block, nothing clears them away there."""
     with ExitStack() as held, store.objects.places.staged() as folder, remote.delivering() as delivery:
-        tips = [p.commit for p in moves]
         for tip in tips:
             held.enter_context(store.objects.leases.held(tip))  # a branch may be removed here meanwhile
-        commits = {c.id: c for c in new_commits(loader(store.objects), tips, there.values())}
+        commits = {c.id: c for c in new_commits(loader(store.objects), tips, had)}
         trees = dict.fromkeys(c.tree for c in commits.values())
         on_remote = remote.has([*commits, *trees, *tips], threads=workers)
         sizes: dict[str, int] = {}
@@ -104,11 +129,7 @@ def push(
             delivery.sync()
         delivery.put_commits(objects, phases[2], threads=workers)
         delivery.sync()
-        remote.update([Move(p.ref, p.commit, expected[p.ref]) for p in moves])
-    for p in wanted:
-        if name is not None and p.ref.startswith(HEADS):
-            store.refs.update(_tracking(name, p.ref), p.commit)
-    return [Moved(p.ref, there.get(p.ref), p.commit) for p in wanted]
+        yield
 
 
 def _may_move(store: Store, p: Push, now: str | None, name: str | None) -> str | None:
@@ -193,6 +214,27 @@ def fetch(
     return moved
 
 
+def receive(
+    store: Store,
+    remote: Remote,
+    commits: Iterable[str] = (),
+    *,
+    trees: Iterable[str] = (),
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> None:
+    """Bring commits with their history, and trees, with all that they need, to no ref: `gc` may take them again.
+
+    Raises:
+        CorruptError: see `fetch`.
+        StoreError: see `fetch`.
+    """
+    with store.objects.places.staged() as folder:
+        pen = Writing(store.objects, folder)
+        _receive(store, remote, list(commits), pen, folder, threads or THREADS, progress, list(trees))
+        pen.sync()
+
+
 def _wanted(
     store: Store, remote: Remote, name: str, branches: Iterable[str] | None, progress: Progress
 ) -> dict[str, str]:
@@ -216,7 +258,14 @@ def _wanted(
 
 
 def _receive(
-    store: Store, remote: Remote, tips: Sequence[str], pen: Writing, folder: Path, workers: int, progress: Progress
+    store: Store,
+    remote: Remote,
+    tips: Sequence[str],
+    pen: Writing,
+    folder: Path,
+    workers: int,
+    progress: Progress,
+    more: Sequence[str] = (),
 ) -> None:
     """Take commits and all that they need, everything before what needs it."""
     arriving = Antechamber(store.objects, pen, folder / "antechamber", remote)
@@ -229,7 +278,7 @@ def _receive(
             commits[commit_id] = load_commit(arriving, commit_id)
             bar.advance()
         waiting = [parent for commit_id in waiting for parent in commits[commit_id].parents]
-    trees = [i for i in dict.fromkeys(c.tree for c in commits.values()) if i not in store.objects]
+    trees = [i for i in dict.fromkeys([*more, *(c.tree for c in commits.values())]) if i not in store.objects]
     arriving.receive(trees, workers)
     sizes: dict[str, int] = {}
     headers: dict[str, None] = {}

@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ...errors import StoreError
+from ...credentials import machine
+from ...errors import AddressError, HubError, StoreError
+from .addresses import HubAddress, parse
 from .bucket import BucketRemote
 from .folder import FolderRemote
+from .http import PATIENCE, Http
+from .hub import HubRemote
 from .remote import Remote
 from .s3 import Account, Bucket
 from .settings import check_no_secret
@@ -19,7 +23,7 @@ def open_remote(address: str, account: Account | None = None) -> Remote:
     """The store at an address, there already or not.
 
     Args:
-        address: a folder, `file:///folder`, or `s3://bucket/prefix`.
+        address: a folder, `file:///folder`, `s3://bucket/prefix`, or `https://hub/owner/name`.
         account: for a bucket: endpoint, region and keys.
 
     Raises:
@@ -57,11 +61,42 @@ def _bucket(address: str, account: Account) -> Remote:
 
 
 def _hub(address: str, account: Account) -> Remote:
-    raise StoreError("hubs cannot be cloned from or pushed to in this version", got=ascii(address[:200]))
+    return open_hub(address, patience=account.patience)
+
+
+def open_hub(address: str, *, patience: float = PATIENCE) -> HubRemote:
+    """The repository at an address on a hub; what token is shown, this machine knows (`cofuse login`).
+
+    Raises:
+        StoreError: not such an address.
+    """
+    try:
+        found = parse(address)
+        if found.rev is not None:
+            raise StoreError(
+                "a repository, not a revision of it, is wanted", got=ascii(address[:200]), expected=found.url
+            )
+        return hub_remote(found, patience=patience)
+    except (AddressError, HubError) as error:
+        raise StoreError(
+            error.what, where=error.where, got=error.got, expected=error.expected, hint=error.hint
+        ) from None
+
+
+def hub_remote(found: HubAddress, *, patience: float = PATIENCE) -> HubRemote:
+    """The repository of an address that has been taken apart.
+
+    Raises:
+        HubError: the connection would not be encrypted, or the tokens cannot be read.
+    """
+    here = machine()
+    http = Http(found.hub, here.token_for(found.hub), patience=patience, plain=here.plain)
+    return HubRemote(http, found)
 
 
 SCHEMES: Mapping[str, Callable[[str, Account], Remote]] = {
     "file://": _folder,
     "s3://": _bucket,
     "https://": _hub,
+    "http://": _hub,
 }

@@ -22,7 +22,7 @@ class Named:
     """A remote as it is kept.
 
     Attributes:
-        address: a folder's absolute path or file:// URL, or s3://bucket/prefix.
+        address: a folder's absolute path or file:// URL, s3://bucket/prefix, or https://hub/owner/name.
         options: for a bucket, `endpoint` and `region`.
     """
 
@@ -133,7 +133,8 @@ def check_no_secret(url: str) -> None:
     """
     if "://" in url and not url.startswith("file:") and "@" in urlsplit(url).netloc:
         raise StoreError(
-            "there is a name or a key in the address", hint="keys come from the environment: AWS_ACCESS_KEY_ID"
+            "there is a name or a key in the address",
+            hint="keys come from the environment (AWS_ACCESS_KEY_ID) or, for a hub, from cofuse login",
         )
 
 
