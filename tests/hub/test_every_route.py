@@ -148,8 +148,8 @@ def routes() -> Iterator[tuple[str, str]]:
 class Village:
     """A hub with a repository of Ann's that everybody sees and one that nobody else does, and a token of each role."""
 
-    def __init__(self, folder: Path) -> None:
-        self.hub = Hub(Settings(data=folder, limits=Limits(requests=10**9, failures=10**9)))
+    def __init__(self, folder: Path, failures: int = 10**9) -> None:
+        self.hub = Hub(Settings(data=folder, limits=Limits(requests=10**9, failures=failures)))
         self.hub.database.migrate()
         self.tokens: dict[Role, str | None] = {Role.NONE: None}
         with self.hub.database.writing() as change:
@@ -259,3 +259,14 @@ def test_no_token_is_in_an_answer_or_a_log(village: Village, caplog: pytest.LogC
         if token is not None:
             assert not [text for text in said if token in text]
             assert token not in caplog.text
+
+
+def test_who_guesses_tokens_has_to_wait(tmp_path: Path) -> None:
+    made = Village(tmp_path, failures=5)
+    made.tokens[Role.NONE] = "cofuse_" + "x" * 43
+    answers = made.ask([("GET", "/api/v1/me", Role.NONE)] * 20)
+    made.hub.close()
+    codes = [answer.status_code for answer in answers]
+    assert codes[:5] == [401] * 5
+    assert set(codes[6:]) == {429}  # the sixth may come when there is one again
+    assert int(answers[-1].headers["Retry-After"]) > 0

@@ -29,7 +29,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "remotes": ("clone", "push", "pull", "fetch", "remote"),
     "login": ("login", "logout"),
     "contribute": ("contribute", "contributions"),
-    "rounds": ("round", "policy", "releases", "revoke", "rollback", "work"),
+    "rounds": ("releases", "revoke", "rollback", "work", "round", "policy"),
     "statistics": ("fisher", "gram"),
     "evolution": ("evolve", "report"),
     "evaluation": ("eval",),

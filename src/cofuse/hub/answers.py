@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from ..errors import CheckpointError, CofuseError, DocumentError, FullError, FuseError, PatchError
+from ..errors import CheckpointError, CofuseError, DocumentError, FullError, FuseError, PatchError, RefError
 from .faults import Fault, TooOften, Unauthenticated
 from .logs import LOG
 from .web.errors import as_page, wants_page
@@ -21,6 +21,7 @@ STATUSES: dict[type[CofuseError], int] = {
     DocumentError: 422,
     FuseError: 422,
     FullError: 507,
+    RefError: 404,
 }
 
 
@@ -37,7 +38,9 @@ def answer(error: CofuseError) -> Response:
         headers["WWW-Authenticate"] = 'Bearer realm="cofuse"'
     if isinstance(error, TooOften) and error.hint:
         headers["Retry-After"] = "".join(c for c in error.hint if c.isdigit()) or "1"
-    said = {"error": error.what, "where": error.where, "got": error.got, "expected": error.expected, "hint": error.hint}
+    # Where a file lies on the hub is nobody's business.
+    where = error.where if isinstance(error, Fault | DocumentError) else None
+    said = {"error": error.what, "where": where, "got": error.got, "expected": error.expected, "hint": error.hint}
     return JSONResponse({key: value for key, value in said.items() if value}, status, headers)
 
 

@@ -29,6 +29,7 @@ class Hub:
         settings: see `Settings`. The folder is made where there is none.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     hub = Hub(Settings(data=Path(folder)))
     ...     hub.database.migrate()

@@ -125,7 +125,7 @@ class Screen(Document):
     """What becomes of a contribution that is sound but strange: `refuse`, `warn` (a maintainer looks) or `skip`.
 
     Attributes:
-        norm: its change is so many times longer, or shorter, than the median of its peers': `norm_factor`.
+        norm: its change is so many times longer than the median of its peers': `norm_factor`. Shorter is only told.
         direction: its change points away from the mean of its peers': its cosine is below `cosine`.
         predicted: it is predicted to do so many robust deviations more or less than its peers: `deviations`.
         evaluation: it scores so many points less than its base on the repository's suite: `points`.

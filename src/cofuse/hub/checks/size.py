@@ -27,7 +27,7 @@ def look(them: Beside) -> dict[int, Found]:
             continue
         usual = median(others)
         times = mine / usual if usual > 0 else float("inf")
-        out = not 1 / them.screen.norm_factor <= times <= them.screen.norm_factor
+        long, short = times > them.screen.norm_factor, times < 1 / them.screen.norm_factor
         names = strange.get(i, [])
         said = f"{times:.3g} times as long as the others' median, {100 * usual:.3g} % of the base's length"
         if names:
@@ -39,8 +39,9 @@ def look(them: Beside) -> dict[int, Found]:
             "peers": len(others),
             "tensors": names[:_LISTED],
         }
-        state = them.state(them.screen.norm, out)
-        if state is Checked.PASS and names and them.screen.norm != "skip":
+        # What is too short harms nobody, and is what the honest look like beside one who is far too long: it is only told.
+        state = them.state(them.screen.norm, long)
+        if state is Checked.PASS and (names or short) and them.screen.norm != "skip":
             state = Checked.WARN
         found[one.number] = Found(state, said, detail)
     return found

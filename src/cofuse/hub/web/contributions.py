@@ -202,8 +202,8 @@ def _changes(checks: list[Check]) -> list[Change]:
 def _jobs(transaction: Transaction, one: Contribution, suite: str) -> list[Job]:
     """The work on it that is still to be done, or has failed."""
     keys = [
-        f"screen:{one.id}",
-        *(f"screen:{one.id}:{i}" for i in range(1, 20)),
+        *(f"{kind}:{one.id}" for kind in ("screen", "compare")),
+        *(f"{kind}:{one.id}:{i}" for kind in ("screen", "compare") for i in range(1, 20)),
         f"evaluate:{one.repository_id}:{one.commit}:{suite}",
     ]
     query = select(Job).where(Job.key.in_(keys), Job.state != Done.DONE).order_by(Job.id)
