@@ -174,7 +174,11 @@ def test_many_at_once_with_cut_connections(hub_server: HubServer, concurrent: in
                     cut(hub_server, secret, key, at, piece, source.randrange(len(piece)))
                     at = settled(client, key, at)
                 else:
-                    answer = patch(client, key, at, piece)
+                    try:
+                        answer = patch(client, key, at, piece)
+                    except httpx.RemoteProtocolError:  # an early answer, with the body unread, ends the connection
+                        at = settled(client, key, at)
+                        continue
                     if answer.status_code == 409:  # what was cut off was still on its way
                         at = settled(client, key, at)
                         continue

@@ -195,7 +195,8 @@ def test_with_the_keyboard_alone(open_page: Open, place: Place) -> None:
     """From the first page to a comment, without a mouse; what has the focus can be seen."""
     page = open_page()
     page.goto("/signin")
-    page.keyboard.type(place.village.tokens["grace"])  # the field has the focus
+    expect(page.locator("input[name=token]")).to_be_focused()
+    page.keyboard.type(place.village.tokens["grace"])
     page.keyboard.press("Enter")
     page.wait_for_url(f"{place.url}/")
     page.keyboard.press("Tab")

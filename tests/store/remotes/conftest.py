@@ -44,6 +44,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 def a_hub(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     # A home of its own, for the processes that tests start too.
     monkeypatch.setenv("HOME", str(tmp_path / "own"))
+    monkeypatch.setattr("cofuse.credentials._Current.machine", None)  # a command run in this process may have told it
     Credentials(tmp_path / "own" / ".config" / "cofuse" / "credentials").set(hub.url, hub.token("ann", "maintain"))
     return on_hub(hub, f"model{next(_numbers)}")
 
