@@ -102,13 +102,14 @@ class Place:
         return Path(self.address) / ".cofuse" if self.folder is None else self.folder() or Path("/nowhere")
 
     def files(self) -> dict[str, object]:
-        """What is there, and something that changes when it is written again."""
+        """What is there, and something that changes when it is written again; not what a hub makes anew when it likes."""
         if self.client is not None:
             return {e["path"]: (e["e_tag"], e["last_modified"]) for page in obstore.list(self.client) for e in page}
+        root = self.root
         return {
-            str(path.relative_to(self.root)): (path.stat().st_ino, path.stat().st_size)
-            for path in self.root.rglob("*")
-            if path.is_file()
+            str(path.relative_to(root)): (path.stat().st_ino, path.stat().st_size)
+            for path in root.rglob("*")
+            if not path.is_relative_to(root / "cache") and path.is_file()
         }
 
     def objects(self) -> dict[str, object]:
