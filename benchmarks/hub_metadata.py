@@ -10,19 +10,16 @@ counts. wrk and nginx have to be installed.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from servers import hub_on, nginx_on
 from sqlalchemy import insert, select
 
 from cofuse.hub.access.roles import Role
@@ -31,7 +28,7 @@ from cofuse.hub.access.visitor import Visitor
 from cofuse.hub.database import Contribution, Repository
 from cofuse.hub.hub import Hub
 from cofuse.hub.repositories import make
-from cofuse.hub.settings import Limits, Settings
+from cofuse.hub.settings import Settings
 
 MIX = """
 local paths = {{}}
@@ -82,58 +79,6 @@ def filled(folder: Path, count: int) -> tuple[str, str]:
     return secret, "/api/v1/repositories/ann/minilm"
 
 
-@contextmanager
-def hub_on(folder: Path) -> Iterator[str]:
-    settings = folder / "settings.yaml"
-    settings.write_text(json.dumps({"data": str(folder), "limits": {"requests": 10**9}}))
-    assert Limits().requests < 10**9
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cofuse", "serve", "--settings", str(settings), "--port", "0", "--workers", "0"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        url = process.stdout.readline().split()[1]
-        _wait(f"{url}/healthz")
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextmanager
-def nginx_on(folder: Path, body: bytes) -> Iterator[str]:
-    (folder / "www").mkdir()
-    (folder / "www" / "one").write_bytes(body)
-    port = 18_273
-    (folder / "nginx.conf").write_text(
-        f"worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/errors;"
-        "events { worker_connections 512; } http { access_log off; sendfile on; default_type application/json;"
-        f"server {{ listen 127.0.0.1:{port}; root {folder}/www; }} }}"
-    )
-    folder.chmod(0o755)
-    process = subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf")], stderr=subprocess.DEVNULL)
-    try:
-        _wait(f"http://127.0.0.1:{port}/one")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait(url: str) -> None:
-    give_up = time.monotonic() + 30
-    while True:
-        try:
-            httpx.get(url).raise_for_status()
-            return
-        except httpx.HTTPError:
-            if time.monotonic() > give_up:
-                raise
-            time.sleep(0.1)
-
-
 def load(url: str, seconds: int, script: Path | None) -> tuple[float, float]:
     """Requests a second, and the 99th percentile of the latency in ms."""
     command = ["wrk", "-t1", "-c16", f"-d{seconds}s", "--latency", *(["-s", str(script)] if script else []), url]
@@ -157,17 +102,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         data, other = Path(root) / "hub", Path(root) / "nginx"
         other.mkdir()
-        Path(root).chmod(0o755)
         token, repository = filled(data, options.contributions)
         script = Path(root) / "mix.lua"
         script.write_text(MIX.format(repository=repository, count=options.contributions, token=token))
-        with hub_on(data) as hub:
+        with hub_on(data) as (port, _):
+            hub = f"http://127.0.0.1:{port}"
             body = httpx.get(f"{hub}{repository}/contributions/1", headers={"Authorization": f"Bearer {token}"})
             body.raise_for_status()
-            with nginx_on(other, body.content) as nginx:
+            given = other / "body"
+            given.write_bytes(body.content)
+            with nginx_on(other, given) as beside:
                 load(hub, 1, script)
                 rows = [
-                    (load(hub, options.seconds, script), load(f"{nginx}/one", options.seconds, None))
+                    (
+                        load(hub, options.seconds, script),
+                        load(f"http://127.0.0.1:{beside}/one", options.seconds, None),
+                    )
                     for _ in range(options.rounds)
                 ]
     ours, theirs = ([statistics.median(row[side][k] for row in rows) for k in (0, 1)] for side in (0, 1))

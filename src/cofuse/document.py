@@ -21,6 +21,9 @@ Keys = tuple[str | int, ...]
 # A document with its aliases written out: a few lines of aliases to aliases would fill any memory.
 MAX_NODES = 100_000
 
+# What PyYAML raises for text that is none: `!!bool x` is a KeyError, `!!int ""` an IndexError, a date of month 13 a ValueError.
+NOT_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
+
 
 class Document(BaseModel):
     """Base of every model read from YAML: unknown keys are errors, values never change."""
@@ -62,7 +65,12 @@ def read_value(text: str) -> Any:
     >>> read_value("5e-5"), read_value("[1, a]")
     (5e-05, [1, 'a'])
     """
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError:
+        raise
+    except NOT_YAML as error:
+        raise yaml.YAMLError(f"not a value: {error}") from None
 
 
 def read_document(path: Path, model: type[D], changes: Mapping[str, Any] | None = None) -> D:
@@ -103,7 +111,7 @@ def parse_document(
         raise DocumentError("not valid YAML", where=f"{where}{line}", got=problem) from None
     except RecursionError:
         raise DocumentError("nested too deeply", where=where) from None
-    except (ValueError, TypeError, AttributeError) as error:  # a date of month 13; `!!int x`
+    except NOT_YAML as error:
         raise DocumentError("not valid YAML", where=where, got=error) from None
     finally:
         if loader is not None:

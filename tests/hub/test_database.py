@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -18,7 +19,7 @@ from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.exc import IntegrityError
 
 from cofuse.errors import HubError
-from cofuse.hub.database import Account, Database
+from cofuse.hub.database import Account, Contribution, Database, Repository
 from cofuse.hub.database.tables import Base
 
 from .postgres import postgres, programs
@@ -96,6 +97,40 @@ def test_quick_reads_see_what_has_just_been_written(database: Database) -> None:
     assert asyncio.run(look()) == ["admin"]
 
 
+def test_quick_reads_give_what_slow_ones_do(database: Database) -> None:
+    """Truth values, JSON, long numbers, texts and nothing at all, of every column of some tables."""
+    with database.writing() as change:
+        change.add(Account(name="ann", role="read", created=1.5, disabled=True, quota=2**40))
+        change.add(Account(name="bob", role="admin", created=2.0))
+        change.flush()
+        change.add(Repository(owner_id=1, name="m", key="0" * 32, private=True, created=0.1, updated=3e9))
+        change.flush()
+        given = {
+            "repository_id": 1,
+            "account_id": 2,
+            "branch": "main",
+            "base": "a" * 64,
+            "source": "patch",
+            "created": 0.0,
+        }
+        for number, labels in ((1, []), (2, ["caf\u00e9", "b"])):
+            own = {"number": number, "nonce": str(number), "labels": labels, "metrics": {"a": 1.5} if labels else {}}
+            texts = {"state": "open", "title": "\u2603", "updated": 1.0, "sent": {"x": None}}
+            change.add(Contribution(**given, **own, **texts, examples=2**61 if labels else None))
+
+    async def look(table: Any) -> list[tuple[Any, ...]]:
+        query = select(*table.__table__.c).where(table.id == bindparam("wanted"))
+        return [tuple(row) for wanted in (1, 2) for row in await database.quick(query, wanted=wanted)]
+
+    for table, many in ((Account, 2), (Repository, 1), (Contribution, 2)):
+        with database.reading() as slow:
+            rows = [tuple(row) for row in slow.execute(select(*table.__table__.c).order_by(table.id))]
+        found = asyncio.run(look(table))
+        assert len(rows) == many
+        assert found == rows
+        assert [[type(value) for value in row] for row in found] == [[type(value) for value in row] for row in rows]
+
+
 def test_of_two_who_add_the_same_name_one_wins(database: Database) -> None:
     won: list[str] = []
     start = threading.Barrier(8)
@@ -142,7 +177,7 @@ def test_what_is_committed_survives_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "hub.sqlite"
     program = f"""
 import sys, time
-from cofuse.hub.database import Account, Database
+from cofuse.hub.database import Account, Contribution, Database, Repository
 database = Database("sqlite:///{path}")
 database.migrate()
 for i in range(10**6):

@@ -19,6 +19,8 @@ from cofuse.hub.hub import Hub
 from cofuse.hub.repositories import make
 from cofuse.hub.settings import Limits, Settings
 
+from .serving import HubServer
+
 # The least role that each route asks for: a route that is not here fails a test, so that somebody thinks about it.
 # `none`: everybody; `own`: everybody, for what is in the path is a secret or their own.
 LEAST = """
@@ -135,6 +137,14 @@ KNOWN = {f"{method} {path}" for _, method, path in ROWS} | set(ELSEWHERE.split("
 WORDS = {"owner": "ann", "number": "1", "token_id": "99999", "account": "ann", "job": "1", "round_id": "1", "part": "1"}
 HOSTILE = ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e", "a\0b", "%00", "a%0d%0ab", "．．/x", "x" * 5000, "-1",
            "9" * 40, "'; DROP TABLE tokens; --", "{{7*7}}", "..\\..\\x", "%", "#", "?", "café", "\u202e"]  # fmt: skip
+DOTS = [
+    "..",
+    "../../../../../../../../etc/passwd",
+    "..%2f..%2fhub.sqlite",
+    "%2e%2e/../hub.sqlite",
+    "/etc/passwd",
+    "..%5c..",
+]
 
 
 def routes() -> Iterator[tuple[str, str]]:
@@ -190,13 +200,13 @@ def village(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Village]:
     made.hub.close()
 
 
-def filled(path: str, repository: str, value: str | None = None) -> str:
-    """A route's path with something in each of its places; `value` in all but those of the repository."""
+def filled(path: str, repository: str, value: str | None = None, *, everywhere: bool = False) -> str:
+    """A route's path with something in each of its places; `value` in all, or in all but those of the repository."""
     words = {**WORDS, "name": repository}
 
     def word(match: re.Match[str]) -> str:
         key = match[1].partition(":")[0]
-        if value is not None and not (key in ("owner", "name") and "{owner}" in path):
+        if value is not None and (everywhere or not (key in ("owner", "name") and "{owner}" in path)):
             return quote(value, safe="%/.\\")
         return words.get(key, "main" if ":path" in match[1] else "f" * 64)
 
@@ -242,11 +252,37 @@ def test_what_is_private_is_not_there_for_others(village: Village) -> None:
 @pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_paths_are_refused_and_write_nothing_outside(village: Village, value: str) -> None:
     outside = set(village.hub.settings.data.parent.iterdir())
-    wanted = [(method, filled(path, "open", value), Role.ADMIN) for _, method, path in ROWS if "{" in path]
+    places = [(method, path) for _, method, path in ROWS if "{" in path]
+    wanted = [
+        (method, filled(path, "open", value, everywhere=everywhere), Role.ADMIN)
+        for method, path in places
+        for everywhere in (False, True)
+    ]
     for (method, path, _), answer in zip(wanted, village.ask(wanted), strict=True):
         assert answer.status_code < 500, f"{method} {path}: {answer.text[:300]}"
         assert b"root:" not in answer.content
     assert set(village.hub.settings.data.parent.iterdir()) == outside
+
+
+def test_dots_in_a_path_are_no_way_out(hub_server: HubServer) -> None:
+    """As they come from a client that does not tidy paths up; most do."""
+    secret = hub_server.token("ann", "admin")
+    hub_server.repository(secret, "open")
+    outside = set(hub_server.data.parent.iterdir())
+    routers = [getattr(part, "original_router", OTHERS[-1]) for part in OTHERS[-1].routes]  # as FastAPI keeps them now
+    pages = {("GET", str(getattr(route, "path", "/"))) for router in routers for route in router.routes}
+    assert ("GET", "/{owner}/{name}/download/{rest:path}") in pages, pages
+    with hub_server.client(secret) as client:
+        for method, path in [*((method, path) for _, method, path in ROWS), *sorted(pages)]:
+            for value in DOTS:
+                for everywhere in (False, True):
+                    target = filled(path, "open", value, everywhere=everywhere).encode()
+                    answer = client.request(method, "/", extensions={"target": target})
+                    where = f"{method} {target!r}: {answer.status_code} {answer.text[:300]}"
+                    assert answer.status_code < 500, where
+                    assert not answer.content.startswith((b"SQLite format", b"root:")), where
+    assert set(hub_server.data.parent.iterdir()) == outside
+    assert secret not in hub_server.said()
 
 
 def test_no_token_is_in_an_answer_or_a_log(village: Village, caplog: pytest.LogCaptureFixture) -> None:

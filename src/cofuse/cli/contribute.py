@@ -14,7 +14,7 @@ import typer
 
 from ..errors import DocumentError
 from ..progress import Progress, interruptible
-from ..store.remotes.addresses import HubAddress, parse
+from .hubs import Address, on_hub, plain, repository
 from .progress import shown
 from .tasks import Tasks
 from .weights import Json, Sets
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ..hub.sending import Bundle, Journal
 
 contributions = typer.Typer(help="Contributions to a model on a hub.", no_args_is_help=True, rich_markup_mode=None)
-Address = Annotated[str, typer.Argument(metavar="ADDRESS", help="https://hub/owner/name")]
 Number = Annotated[int, typer.Argument(metavar="N", min=1, help="The contribution's number.")]
 
 
@@ -94,7 +93,7 @@ def contribute(
 
     What is sent is a patch. After an interruption the same command goes on where it was, training and upload alike.
     """
-    where = _repository(address)
+    where = repository(address)
     if (task is None) == (source is None):
         raise DocumentError("what is to be sent?", where="the options", expected="one of --task and --from")
     if source is not None and not source.exists():
@@ -197,10 +196,10 @@ def _bundle(
     before = addresses.open(base)
     tuned = apply(before, Patch(source)) if source.suffix == ".patch" else body(open_local(source), like=before)
     if not whole:
+        journal.keep(made=None)  # a finetuning's patch, where this one is put
         return Bundle(patch=patch_of(before, tuned, journal.folder, progress), fisher=statistics)
     out = journal.folder / "weights"
-    if not out.is_dir():
-        save(tuned, out)
+    save(tuned, out, progress=progress)  # anew: what lies there may be another contribution's
     return Bundle(weights={p.name: p for p in sorted(out.glob("*.safetensors"))}, fisher=statistics)
 
 
@@ -222,15 +221,6 @@ def _metrics(given: list[str]) -> dict[str, float]:
     return found
 
 
-def _repository(address: str) -> HubAddress:
-    where = parse(address)
-    if where.rev is not None:
-        raise DocumentError(
-            "the address of a model is wanted", got=address, hint="--base REV says what is started from"
-        )
-    return where
-
-
 # Looking, and deciding
 
 
@@ -245,13 +235,13 @@ def list_(
     """List contributions, newest first."""
     from itertools import islice
 
-    with _client(address) as client:
+    with on_hub(address) as client:
         found = list(islice(client.contributions(state=state, branch=branch, account=account), limit))
     if as_json:
         print(json.dumps(found))
         return
     for one in found:
-        print(f"#{one['number']:<5} {one['state']:<10} {_plain(one['account']):<16} {_plain(one['title'])}")
+        print(f"#{one['number']:<5} {one['state']:<10} {plain(one['account']):<16} {plain(one['title'])}")
 
 
 def show(
@@ -260,12 +250,12 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a contribution: what its author says, what the checks found, what was said and done."""
-    with _client(address) as client:
+    with on_hub(address) as client:
         found, said = client.contribution(number), list(client.comments(number))
     if as_json:
         print(json.dumps({**found, "comments": said}))
         return
-    print(f"#{found['number']} {found['state']}: {_plain(found['title'])}")
+    print(f"#{found['number']} {found['state']}: {plain(found['title'])}")
     rows = {
         "by": found["account"],
         "base": f"{found['base'][:12]} of {found['branch']}",
@@ -277,12 +267,12 @@ def show(
     }
     for name, value in rows.items():
         if value:
-            print(f"  {name + ':':<10}{_plain(value)}")
+            print(f"  {name + ':':<10}{plain(value)}")
     for check in found["checks"]:
-        print(f"  {check['state']:<7} {check['name']:<10} {_plain(check['figure'])}")
+        print(f"  {check['state']:<7} {check['name']:<10} {plain(check['figure'])}")
     for one in said:
         print(
-            f"  {_plain(one['account'] or 'the hub')}: {one['event'] + ' ' if one['event'] else ''}{_plain(one['body'])}"
+            f"  {plain(one['account'] or 'the hub')}: {one['event'] + ' ' if one['event'] else ''}{plain(one['body'])}"
         )
 
 
@@ -292,13 +282,13 @@ def comment(
     body: Annotated[str, typer.Option("-m", "--message", help="What you say.")],
 ) -> None:
     """Say something of a contribution."""
-    with _client(address) as client:
+    with on_hub(address) as client:
         client.comment(number, body)
 
 
 def accept(address: Address, number: Number) -> None:
     """Say, as a maintainer, that a contribution shall be fused."""
-    with _client(address) as client:
+    with on_hub(address) as client:
         _tell(client.accept(number))
 
 
@@ -308,32 +298,21 @@ def refuse(
     reason: Annotated[str, typer.Option("-m", "--reason", help="Why.")],
 ) -> None:
     """Refuse a contribution, as a maintainer."""
-    with _client(address) as client:
+    with on_hub(address) as client:
         _tell(client.refuse(number, reason))
 
 
 def withdraw(address: Address, number: Number) -> None:
     """Take a contribution back, as its author."""
-    with _client(address) as client:
+    with on_hub(address) as client:
         _tell(client.withdraw(number))
 
 
 def retry(address: Address, number: Number) -> None:
     """Have a contribution looked at again."""
-    with _client(address) as client:
+    with on_hub(address) as client:
         _tell(client.retry(number))
 
 
-def _client(address: str) -> HubClient:
-    from ..hub.client import HubClient
-
-    return HubClient.at(_repository(address))
-
-
 def _tell(found: Mapping[str, Any]) -> None:
-    print(f"#{found['number']} {found['state']}: {_plain(found['title'])}")
-
-
-def _plain(text: object) -> str:
-    """What somebody else has written, fit for a terminal."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
+    print(f"#{found['number']} {found['state']}: {plain(found['title'])}")

@@ -10,6 +10,7 @@ import typer
 
 from ..document import parse_document, read_document
 from ..errors import HubError
+from .keys import account
 from .login import PLAIN
 
 if TYPE_CHECKING:
@@ -99,5 +100,12 @@ def opened_settings(file: Path | None, data: Path | None, given: dict[str, Any])
     if data is not None:
         changes["data"] = str(data)
     if file is None:
-        return parse_document("{}", Settings, where="the hub's settings", changes=changes)
-    return read_document(file, Settings, changes)
+        settings = parse_document("{}", Settings, where="the hub's settings", changes=changes)
+    else:
+        settings = read_document(file, Settings, changes)
+    if settings.storage.url is None:
+        return settings
+    found = account(settings.storage.endpoint, settings.storage.region)
+    known = {name: getattr(found, name) for name in ("endpoint", "region", "key", "secret", "token", "anonymous")}
+    new = {name: value for name, value in known.items() if not getattr(settings.storage, name)}
+    return settings.model_copy(update={"storage": settings.storage.model_copy(update=new)})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import CofuseError, StoreError
+from .keys import account
 
 if TYPE_CHECKING:
     from ..store.git.filter import Filter
@@ -106,20 +107,8 @@ def pre_push(remote: str, address: str = "") -> None:
 def reach(address: str, endpoint: str | None, region: str | None) -> Remote:
     """Open a remote, with the keys that the environment has."""
     from ..store.remotes import open_remote
-    from ..store.remotes.s3 import Account
 
-    env = os.environ.get
-    return open_remote(
-        address,
-        Account(
-            endpoint=endpoint or env("AWS_ENDPOINT_URL_S3") or env("AWS_ENDPOINT_URL"),
-            region=region or env("AWS_REGION") or env("AWS_DEFAULT_REGION"),
-            key=env("AWS_ACCESS_KEY_ID"),
-            secret=env("AWS_SECRET_ACCESS_KEY"),
-            token=env("AWS_SESSION_TOKEN"),
-            anonymous=env("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"),
-        ),
-    )
+    return open_remote(address, account(endpoint, region))
 
 
 def pass_on(verb: str, arguments: Sequence[str]) -> NoReturn:

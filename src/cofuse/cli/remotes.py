@@ -13,6 +13,7 @@ from ..errors import RefError, StoreError
 from ..progress import interruptible
 from ..store import Store
 from .history import here
+from .keys import account
 from .progress import shown
 from .weights import Json
 
@@ -194,20 +195,8 @@ def _options(endpoint: str | None, region: str | None) -> dict[str, str]:
 def _open(named: Named) -> Remote:
     """The remote, with what the environment says of keys; what is kept of endpoint and region comes first."""
     from ..store.remotes import open_remote
-    from ..store.remotes.s3 import Account
 
-    env = os.environ.get
-    return open_remote(
-        named.address,
-        Account(
-            endpoint=named.options.get("endpoint") or env("AWS_ENDPOINT_URL_S3") or env("AWS_ENDPOINT_URL"),
-            region=named.options.get("region") or env("AWS_REGION") or env("AWS_DEFAULT_REGION"),
-            key=env("AWS_ACCESS_KEY_ID"),
-            secret=env("AWS_SECRET_ACCESS_KEY"),
-            token=env("AWS_SESSION_TOKEN"),
-            anonymous=env("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"),
-        ),
-    )
+    return open_remote(named.address, account(named.options.get("endpoint"), named.options.get("region")))
 
 
 def _chosen(store: Store, names: list[str], everything: bool, tags: bool) -> dict[str, str]:

@@ -12,16 +12,16 @@ import typer
 
 from ..credentials import machine
 from ..errors import DocumentError, HubError
-from ..store.remotes.addresses import HubAddress, parse, quoted
+from ..store.remotes.addresses import quoted
+from .hubs import Address, on_hub, plain
 from .tasks import Tasks, tasks_folder
 from .weights import Json
 
 if TYPE_CHECKING:
-    from ..store.remotes.http import Http
+    from ..hub.client import HubClient
 
 round_ = typer.Typer(help="Rounds of a branch on a hub.", no_args_is_help=True, rich_markup_mode=None)
 policy = typer.Typer(help="Policies of branches on a hub.", no_args_is_help=True, rich_markup_mode=None)
-Address = Annotated[str, typer.Argument(metavar="ADDRESS", help="https://hub/owner/name")]
 Branch = Annotated[str, typer.Option("--branch", help="The branch.")]
 Id = Annotated[int, typer.Argument(metavar="ID", min=1, help="The round's id; see cofuse round list.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until it has come to an end, or waits for you.")]
@@ -42,8 +42,8 @@ def register(app: typer.Typer) -> None:
 
 def start(address: Address, branch: Branch = "main", wait: Wait = False, as_json: Json = False) -> None:
     """Begin a round now, with the contributions that are open."""
-    hub = _Hub(address)
-    _end(hub, hub.ask("POST", "/rounds", {"branch": branch}), wait, as_json)
+    with on_hub(address) as hub:
+        _end(hub, hub.ask("POST", "/rounds", {"branch": branch}), wait, as_json)
 
 
 def list_rounds(
@@ -52,7 +52,8 @@ def list_rounds(
     as_json: Json = False,
 ) -> None:
     """The newest fifty."""
-    found = _Hub(address).ask("GET", "/rounds", query={} if branch is None else {"branch": branch})["rounds"]
+    with on_hub(address) as hub:
+        found = hub.ask("GET", "/rounds", query={} if branch is None else {"branch": branch})["rounds"]
     if as_json:
         print(json.dumps(found))
         return
@@ -62,7 +63,8 @@ def list_rounds(
 
 def show(address: Address, round_id: Id, as_json: Json = False) -> None:
     """What went in, what the gate said, how far it moved."""
-    found = _Hub(address).ask("GET", f"/rounds/{round_id}")
+    with on_hub(address) as hub:
+        found = hub.ask("GET", f"/rounds/{round_id}")
     if as_json:
         print(json.dumps(found))
         return
@@ -70,13 +72,13 @@ def show(address: Address, round_id: Id, as_json: Json = False) -> None:
     for one in found["shares"]:
         out = f", left out: {one['dropped']}" if one["dropped"] else ""
         print(
-            f"  #{one['contribution']} {_plain(one['title'])} by {one['account']}, weight {one['weight']:g}{_plain(out)}"
+            f"  #{one['contribution']} {plain(one['title'])} by {one['account']}, weight {one['weight']:g}{plain(out)}"
         )
     moved = found["figures"].get("relative")
     if moved is not None:
         print(f"  moved by {100 * moved:.3g} % of its length")
     for reason in found["verdict"].get("reasons", ()):
-        print(f"  gate: {_plain(reason)}")
+        print(f"  gate: {plain(reason)}")
 
 
 def publish(address: Address, round_id: Id, wait: Wait = False, as_json: Json = False) -> None:
@@ -99,10 +101,11 @@ def retry(address: Address, round_id: Id, wait: Wait = False, as_json: Json = Fa
 
 def show_policy(address: Address, branch: Branch = "main") -> None:
     """Print a branch's policy."""
-    found = _Hub(address).ask("GET", f"/policies/{quoted(branch)}")
+    with on_hub(address) as hub:
+        found = hub.ask("GET", f"/policies/{quoted(branch)}")
     print(found["policy"], end="" if found["policy"].endswith("\n") else "\n")
     if found["paused"]:
-        print(f"# waits for a maintainer: {_plain(found['paused'])}")
+        print(f"# waits for a maintainer: {plain(found['paused'])}")
 
 
 def set_policy(
@@ -111,13 +114,15 @@ def set_policy(
     branch: Branch = "main",
 ) -> None:
     """Give a branch a policy; one that waits goes on."""
-    _Hub(address).ask("PUT", f"/policies/{quoted(branch)}", {"text": _text(file)})
+    with on_hub(address) as hub:
+        hub.ask("PUT", f"/policies/{quoted(branch)}", {"text": _text(file)})
     print(f"{branch} has a policy")
 
 
 def remove_policy(address: Address, branch: Branch = "main") -> None:
     """Let no more rounds begin by themselves."""
-    _Hub(address).ask("DELETE", f"/policies/{quoted(branch)}")
+    with on_hub(address) as hub:
+        hub.ask("DELETE", f"/policies/{quoted(branch)}")
     print(f"{branch} has no policy any more")
 
 
@@ -126,12 +131,12 @@ def set_suite(
     file: Annotated[Path | None, typer.Argument(help="A suite whose tasks are names; printed when left out.")] = None,
 ) -> None:
     """Show what versions are judged by, or give the repository a suite."""
-    hub = _Hub(address)
-    if file is None:
-        print(hub.ask("GET", "/suite")["text"], end="")
-        return
-    found = hub.ask("PUT", "/suite", {"text": _text(file)})
-    print(f"versions are judged by it from now on: {found['hash'][:12]}")
+    with on_hub(address) as hub:
+        if file is None:
+            print(hub.ask("GET", "/suite")["text"], end="")
+            return
+        found = hub.ask("PUT", "/suite", {"text": _text(file)})
+        print(f"versions are judged by it from now on: {found['hash'][:12]}")
 
 
 # Releases
@@ -139,7 +144,8 @@ def set_suite(
 
 def releases(address: Address, as_json: Json = False) -> None:
     """The newest fifty releases."""
-    found = _Hub(address).ask("GET", "/releases")["releases"]
+    with on_hub(address) as hub:
+        found = hub.ask("GET", "/releases")["releases"]
     if as_json:
         print(json.dumps(found))
         return
@@ -160,16 +166,16 @@ def revoke(
     """Take somebody's contributions out: rounds that had them are fused anew without them, and released on top."""
     if (account is None) == (contribution is None):
         raise HubError("say what is revoked", expected="an account, or --contribution N")
-    hub = _Hub(address)
-    found = hub.ask("POST", "/revocations", {"account": account, "contribution": contribution, "reason": reason})
-    numbers = [f"#{number}" for number in found["revoked"]]
-    if not as_json:
-        print(f"revoked: {', '.join(numbers) or 'nothing'}")
-    if not wait:
-        if as_json:
-            print(json.dumps(found))
-        return
-    _end(hub, _revocation(hub, found["revoked"]), True, as_json)
+    with on_hub(address) as hub:
+        found = hub.ask("POST", "/revocations", {"account": account, "contribution": contribution, "reason": reason})
+        numbers = [f"#{number}" for number in found["revoked"]]
+        if not as_json:
+            print(f"revoked: {', '.join(numbers) or 'nothing'}")
+        if not wait:
+            if as_json:
+                print(json.dumps(found))
+            return
+        _end(hub, _revocation(hub, found["revoked"]), True, as_json)
 
 
 def rollback(
@@ -179,8 +185,8 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Release an earlier version again, on top; the branch then waits for you."""
-    hub = _Hub(address)
-    _end(hub, hub.ask("POST", "/rollbacks", {"version": version}), wait, as_json)
+    with on_hub(address) as hub:
+        _end(hub, hub.ask("POST", "/rollbacks", {"version": version}), wait, as_json)
 
 
 # Work
@@ -256,28 +262,12 @@ GROUPS: dict[typer.Typer | None, dict[str, Callable[..., None]]] = {
 }
 
 
-class _Hub:
-    """A repository on a hub, in the name of whoever has logged in."""
-
-    def __init__(self, address: str) -> None:
-        from ..store.remotes.http import Http
-
-        self.address: HubAddress = parse(address)
-        here = machine()
-        self._http: Http = Http(self.address.hub, here.token_for(self.address.hub), plain=here.plain)
-
-    def ask(self, method: str, path: str, value: Any = None, query: dict[str, object] | None = None) -> Any:
-        """Ask its API."""
-        answer = self._http.ask(method, self.address.path + path, value=value, query=query)
-        return answer.json() if answer.data else None
-
-
 def _decide(address: str, round_id: int, decision: str, wait: bool, as_json: bool) -> None:
-    hub = _Hub(address)
-    _end(hub, hub.ask("POST", f"/rounds/{round_id}/decision", {"decision": decision}), wait, as_json)
+    with on_hub(address) as hub:
+        _end(hub, hub.ask("POST", f"/rounds/{round_id}/decision", {"decision": decision}), wait, as_json)
 
 
-def _end(hub: _Hub, found: dict[str, Any] | None, wait: bool, as_json: bool) -> None:
+def _end(hub: HubClient, found: dict[str, Any] | None, wait: bool, as_json: bool) -> None:
     """Tell what became of a round; exit status 1 where waiting for it did not end in a release."""
     while wait and found is not None and found["state"] not in WAITS:
         time.sleep(1)
@@ -290,7 +280,7 @@ def _end(hub: _Hub, found: dict[str, Any] | None, wait: bool, as_json: bool) -> 
         raise typer.Exit(1)
 
 
-def _revocation(hub: _Hub, numbers: list[int]) -> dict[str, Any] | None:
+def _revocation(hub: HubClient, numbers: list[int]) -> dict[str, Any] | None:
     """The round that takes contributions out; None where none of them was in a release."""
     if not any(hub.ask("GET", f"/contributions/{number}").get("state") == "revoked" for number in numbers):
         return None
@@ -306,12 +296,8 @@ def _revocation(hub: _Hub, numbers: list[int]) -> dict[str, Any] | None:
 
 def _line(one: dict[str, Any]) -> str:
     version = f" {one['version']}" if one["version"] else ""
-    reason = f": {_plain(one['reason'])}" if one["reason"] else ""
-    return f"{one['id']}  {one['kind']} {one['number']} of {_plain(one['branch'])}  {one['state']}{version}{reason}"
-
-
-def _plain(text: object) -> str:
-    return "".join(c if c.isprintable() else " " for c in str(text))
+    reason = f": {plain(one['reason'])}" if one["reason"] else ""
+    return f"{one['id']}  {one['kind']} {one['number']} of {plain(one['branch'])}  {one['state']}{version}{reason}"
 
 
 def _text(file: Path) -> str:

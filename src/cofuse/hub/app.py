@@ -10,6 +10,8 @@ from fastapi import APIRouter, FastAPI
 from .. import __version__
 from .answers import install
 from .api import accounts, contributions, health, jobs, repositories, rounds, store, uploads
+from .api.described import Described
+from .direct import Direct
 from .gateway import Gateway
 from .hub import Hub
 from .huggingface.routers import ROUTERS
@@ -17,6 +19,7 @@ from .logs import set_up
 from .settings import Settings
 from .web import router as pages
 
+PREFIX = "/api/v1"
 # Routers of the hub's own API, and those with paths of their own; a new noun is one file and one row.
 API: tuple[APIRouter, ...] = (
     contributions.router,  # first, because they are read most, and routes are tried in turn
@@ -38,7 +41,7 @@ def make_app(hub: Hub) -> FastAPI:
         yield
         hub.close()
 
-    app = FastAPI(
+    app = Described(
         title="Cofuse hub",
         version=__version__,
         description="A community evolves a model together.",
@@ -46,12 +49,15 @@ def make_app(hub: Hub) -> FastAPI:
         redoc_url=None,
         openapi_url="/openapi.json",
         lifespan=lifespan,
+        # The hub has figures of its own, and looking for somebody who wants these costs each request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.hub = hub
     install(app)
-    app.add_middleware(Gateway, hub=hub)
+    app.add_middleware(Direct, hub=hub, prefix=PREFIX)
+    app.add_middleware(Gateway, hub=hub)  # the last is the outermost
     for router in API:
-        app.include_router(router, prefix="/api/v1")
+        app.include_router(router, prefix=PREFIX)
     for router in OTHERS:
         app.include_router(router)
     return app

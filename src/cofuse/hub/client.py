@@ -54,11 +54,43 @@ class HubClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def ask(self, method: str, path: str = "", value: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+        """Ask the repository's API; an answer without a body is an empty object.
+
+        Args:
+            method: of HTTP.
+            path: below the repository's own: `/rounds`.
+            value: sent as JSON.
+            **more: see `Http.ask`.
+        """
+        answer = self.http.ask(method, self._path + path, value=value, **more)
+        said = answer.json() if answer.data else {}
+        if not isinstance(said, dict):
+            raise HubError("the hub's answer is not what was asked for", where=self.url, hint="is this a Cofuse hub?")
+        return said
+
+    def pages(self, path: str, name: str, cursor: str, query: Mapping[str, object]) -> Iterator[dict[str, Any]]:
+        """All rows of a list, asked for page by page.
+
+        Args:
+            path: of the list.
+            name: of its rows.
+            cursor: the argument that says where a page begins: `before` or `after`.
+            query: of the first page.
+        """
+        asked = dict(query)
+        while True:
+            page = self.ask("GET", path, query=asked)
+            yield from page[name]
+            if page["next"] is None:
+                return
+            asked[cursor] = page["next"]
+
     # The repository
 
     def about(self) -> dict[str, Any]:
         """What the hub says of it."""
-        return self._object(self.http.json("GET", self._path))
+        return self.ask("GET")
 
     def resolve(self, rev: str) -> str:
         """The commit that a revision names there.
@@ -93,63 +125,47 @@ class HubClient:
 
     def offer(self, said: Mapping[str, Any]) -> dict[str, Any]:
         """Offer a contribution; see `contributions.Offer` for what is said. With a nonce it can be sent again safely."""
-        return self._object(
-            self.http.json("POST", self._contributions(), value=dict(said), again=bool(said.get("nonce")))
-        )
+        return self.ask("POST", "/contributions", dict(said), again=bool(said.get("nonce")))
 
     def contributions(
         self, *, state: str | None = None, branch: str | None = None, account: str | None = None
     ) -> Iterator[dict[str, Any]]:
         """All of them, newest first; asked for page by page."""
-        query: dict[str, object] = {
-            key: value
-            for key, value in (("state", state), ("branch", branch), ("account", account))
-            if value is not None
-        }
-        while True:
-            page = self._object(self.http.json("GET", self._contributions(), query=query))
-            yield from page["contributions"]
-            if page["next"] is None:
-                return
-            query["before"] = page["next"]
+        asked = {"state": state, "branch": branch, "account": account}
+        query = {key: value for key, value in asked.items() if value is not None}
+        return self.pages("/contributions", "contributions", "before", query)
 
     def contribution(self, number: int) -> dict[str, Any]:
         """One, with its checks."""
-        return self._object(self.http.json("GET", self._contributions(number)))
+        return self.ask("GET", f"/contributions/{number}")
 
     def comments(self, number: int) -> Iterator[dict[str, Any]]:
         """What was said of it, and what happened to it, oldest first."""
-        query: dict[str, object] = {}
-        while True:
-            page = self._object(self.http.json("GET", self._contributions(number, "comments"), query=query))
-            yield from page["comments"]
-            if page["next"] is None:
-                return
-            query["after"] = page["next"]
+        return self.pages(f"/contributions/{number}/comments", "comments", "after", {})
 
     def comment(self, number: int, body: str) -> dict[str, Any]:
         """Say something of it."""
-        return self._do(number, "comments", {"body": body})
+        return self.ask("POST", f"/contributions/{number}/comments", {"body": body})
 
     def label(self, number: int, labels: Sequence[str]) -> dict[str, Any]:
         """Give it other labels."""
-        return self._object(self.http.json("PATCH", self._contributions(number), value={"labels": list(labels)}))
+        return self.ask("PATCH", f"/contributions/{number}", {"labels": list(labels)})
 
     def withdraw(self, number: int) -> dict[str, Any]:
         """Take it back."""
-        return self._do(number, "withdraw")
+        return self.ask("POST", f"/contributions/{number}/withdraw")
 
     def accept(self, number: int) -> dict[str, Any]:
         """Say that it shall be fused."""
-        return self._do(number, "accept")
+        return self.ask("POST", f"/contributions/{number}/accept")
 
     def refuse(self, number: int, reason: str) -> dict[str, Any]:
         """Refuse it."""
-        return self._do(number, "refuse", {"reason": reason})
+        return self.ask("POST", f"/contributions/{number}/refuse", {"reason": reason})
 
     def retry(self, number: int) -> dict[str, Any]:
         """Have it looked at again."""
-        return self._do(number, "retry")
+        return self.ask("POST", f"/contributions/{number}/retry")
 
     def wait(self, number: int, *, seconds: float = 3600.0, progress: Progress = SILENT) -> dict[str, Any]:
         """Wait until it has been looked at.
@@ -175,15 +191,3 @@ class HubClient:
     def page(self, number: int) -> str:
         """Where people look at it."""
         return f"{self.url}/contributions/{number}"
-
-    def _contributions(self, number: int | None = None, what: str = "") -> str:
-        parts = [self._path, "contributions", *([] if number is None else [str(number)]), *([what] if what else [])]
-        return "/".join(parts)
-
-    def _do(self, number: int, what: str, value: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        return self._object(self.http.json("POST", self._contributions(number, what), value=value))
-
-    def _object(self, said: Any) -> dict[str, Any]:
-        if not isinstance(said, dict):
-            raise HubError("the hub's answer is not what was asked for", where=self.url, hint="is this a Cofuse hub?")
-        return said

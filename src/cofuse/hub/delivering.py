@@ -25,7 +25,8 @@ from ..store.remotes.apart import Antechamber
 from ..store.trees import Plain, load_checked_spec, load_header, load_plain, load_tree
 from ..store.writing import Writing
 from . import uploads
-from .faults import Refused, TooLarge
+from .copies import keep
+from .faults import Refused, TooLarge, Unavailable
 from .hub import Hub
 from .quotas import charge, give_back
 from .repositories import Seen
@@ -108,6 +109,9 @@ class Batch:
             if spared:
                 with self._hub.database.writing() as transaction:
                     give_back(transaction, self._repository, spared)
+        with contextlib.suppress(*(() if upload is None else (Unavailable,))):
+            # What an upload has become cannot be sent again, but comes with its commit.
+            keep(self._store, self._came)
         return {"objects": len(self._came), "new": kept}
 
     def add(self, object_id: str, path: Path) -> None:

@@ -78,6 +78,12 @@ class TooOften(Fault):
     status = 429
 
 
+class Unavailable(Fault):
+    """Not now: where weights are kept cannot be reached."""
+
+    status = 503
+
+
 class Full(Fault):
     """There is no room."""
 

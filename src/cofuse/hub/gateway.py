@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from typing import Any
@@ -67,10 +68,7 @@ class Gateway:
         finally:
             seconds = time.perf_counter() - began
             route = getattr(scope.get("route"), "path", "none")
-            metrics = self._hub.metrics
-            metrics.requests.labels(scope["method"], route, status).inc()
-            metrics.seconds.labels(route).observe(seconds)
-            metrics.received.inc(taken)
+            self._hub.metrics.answered(scope["method"], route, status, seconds=seconds, received=taken)
             if status >= 500 or seconds > 1:
                 row = {"method": scope["method"], "route": route, "status": status, "seconds": round(seconds, 4)}
-                LOG.log(40 if status >= 500 else 20, "request", extra=row)
+                LOG.log(logging.ERROR if status >= 500 else logging.INFO, "request", extra=row)

@@ -76,9 +76,11 @@ def recount(database: Database, repositories: Path) -> None:
         repositories: the folder of their stores.
     """
     with database.reading() as look:
-        known = list(look.execute(select(Repository.id, Repository.key, Repository.bytes)).tuples())
+        known = list(look.execute(select(Repository.id, Repository.key, Repository.bytes)))
     for number, key, counted in known:
         objects = store_folder(repositories, key) / "objects"
+        if not objects.is_dir():
+            continue  # it is in a bucket, and comes when it is asked for
         kept = sum(entry.stat().st_size for below in objects.glob("??") for entry in os.scandir(below))
         if kept != counted:
             with database.writing() as change:

@@ -14,6 +14,7 @@ from .app import from_settings
 from .database import Database
 from .quotas import recount
 from .settings import Settings
+from .storage import begin
 from .work.staff import staff
 
 
@@ -26,7 +27,9 @@ def serve(settings: Settings, *, ready: Any = lambda url: None) -> None:
 
     Raises:
         HubError: the port is taken, or the database cannot be used.
+        StoreError: the bucket cannot be used.
     """
+    begin(settings)  # first: nothing is made where it fails
     settings.data.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database_url)
     database.migrate()  # here, so that of several processes only one does it

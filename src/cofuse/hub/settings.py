@@ -65,6 +65,28 @@ class Server(Document):
     proxies: bool = False
 
 
+class Storage(Document):
+    """A bucket in which repositories are kept, so that the folder may be lost; see `storage.Storage`.
+
+    Attributes:
+        url: `s3://bucket/prefix`; repositories are in the hub's folder alone when None.
+        endpoint: of the server; Amazon's when None.
+        region: as the server knows it.
+        key, secret, token: who asks; the command line takes them from AWS_ACCESS_KEY_ID and the like.
+        anonymous: ask without keys.
+        patience: seconds after which a server that does not answer is given up.
+    """
+
+    url: Annotated[str, Field(pattern="^s3://")] | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    key: Annotated[str | None, Field(repr=False)] = None
+    secret: Annotated[str | None, Field(repr=False)] = None
+    token: Annotated[str | None, Field(repr=False)] = None
+    anonymous: bool = False
+    patience: Annotated[float, Field(gt=0)] = 15.0
+
+
 class Settings(Document):
     """A hub's settings; all have defaults, so that a folder is a hub.
 
@@ -72,7 +94,6 @@ class Settings(Document):
         data: the hub's folder: repositories, unfinished uploads, the SQLite database.
         database: an SQLAlchemy URL; SQLite in the folder by default.
         tasks: folder of the tasks that suites name.
-        registration: whether people may make accounts for themselves, on the web page.
         lease: seconds that a worker's claim lasts unless it says that it goes on.
         logs: how log lines look.
     """
@@ -80,11 +101,11 @@ class Settings(Document):
     data: Path = Path("hub")
     database: str | None = None
     tasks: Path | None = None
-    registration: bool = False
     lease: Annotated[float, Field(gt=0)] = 30.0
     logs: Literal["json", "text"] = "json"
     server: Server = Server()
     limits: Limits = Limits()
+    storage: Storage = Storage()
 
     @property
     def database_url(self) -> str:

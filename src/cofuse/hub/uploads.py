@@ -7,6 +7,7 @@ have the bytes.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import shutil
@@ -182,5 +183,6 @@ def _sweep(hub: Hub, transaction: Transaction) -> None:
     hub.swept = now
     known = set(transaction.scalars(select(Upload.key)))
     for path in hub.uploads.iterdir():
-        if path.stem not in known and path.stat().st_mtime < now - STRAY:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # what is no upload goes when its request ends
+            if path.stem not in known and path.stat().st_mtime < now - STRAY:
+                path.unlink()

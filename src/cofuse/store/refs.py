@@ -18,7 +18,8 @@ HEADS = "refs/heads/"
 TAGS = "refs/tags/"
 REMOTES = "refs/remotes/"  # then the remote's name and its branch: where that was when last seen
 PULLS = "refs/pr/"  # what is offered: contributions of a hub, by number
-NAMESPACES = (HEADS, TAGS, REMOTES, PULLS)
+ROUNDS = "refs/rounds/"  # what a round of a hub has made and not released yet, by the round's id
+NAMESPACES = (HEADS, TAGS, REMOTES, PULLS, ROUNDS)
 _BAD = re.compile(r"[\x00-\x20\x7f~^:?*\[\\#\u0080-\u009f\u2028\u2029]|\.\.|@\{|//")
 
 
@@ -52,6 +53,22 @@ def check_ref_name(name: str) -> str:
             expected="as in git: letters, digits, - _ . and / between parts",
         )
     return name
+
+
+def check_full_name(ref: str) -> str:
+    """Refuse what is not the full name of a ref.
+
+    Raises:
+        RefError: it is not.
+
+    >>> check_full_name("refs/heads/main")
+    'refs/heads/main'
+    """
+    for under in NAMESPACES:
+        if ref.startswith(under):
+            check_ref_name(ref.removeprefix(under))
+            return ref
+    raise RefError("not a full ref name", got=ascii(ref[:80]), expected=", ".join(f"{n}..." for n in NAMESPACES))
 
 
 class Refs:
@@ -154,11 +171,7 @@ class Refs:
                     self._places.replace(path, f"{new}\n".encode())
 
     def _path(self, ref: str) -> Path:
-        for under in NAMESPACES:
-            if ref.startswith(under):
-                check_ref_name(ref.removeprefix(under))
-                return self._places.root / ref
-        raise RefError("not a full ref name", got=ascii(ref[:80]), expected=", ".join(f"{n}..." for n in NAMESPACES))
+        return self._places.root / check_full_name(ref)
 
     def _check_room(self, ref: str, path: Path) -> None:
         if path.is_dir():

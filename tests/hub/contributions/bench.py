@@ -82,6 +82,11 @@ class Bench:
         made.clients["owner"] = server.client(owner)
         return made
 
+    def close(self) -> None:
+        """Close everybody's client."""
+        for client in self.clients.values():
+            client.close()
+
     @property
     def hub(self) -> Hub:
         """The hub's folder and database, opened in this process."""

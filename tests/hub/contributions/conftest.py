@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,5 @@ from .bench import Bench
 @pytest.fixture
 def bench(hub_server: HubServer, tmp_path: Path) -> Iterator[Bench]:
     """A repository of its own."""
-    made = Bench.make(hub_server, tmp_path)
-    yield made
-    for client in made.clients.values():
-        client.close()
+    with closing(Bench.make(hub_server, tmp_path)) as made:
+        yield made

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import func, select, update
 
 from cofuse.errors import CofuseError
 from cofuse.hub.checks import CHECKS, Case
 from cofuse.hub.checks.case import is_theirs
-from cofuse.hub.database import Job
+from cofuse.hub.database import Check, Contribution, Job, Upload
 from cofuse.hub.states import Checked
 from cofuse.progress import SILENT
 
+from ..serving import HubServer
 from .bench import Bench, tuned
 from .mutants import WAYS
 
@@ -34,14 +40,12 @@ class Place:
         return self.folder / key
 
 
-def mutants(bench: Bench, count: int, seed: int) -> list[tuple[str, bytes]]:
+def mutants(bench: Bench, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
     good = {"patch": bench.patch(tuned(bench.base, 1)), "weights": bench.weights(tuned(bench.base, 1))}
-    made = []
     for i in range(count):
         draw = random.Random(seed * 1_000_003 + i)
         what = draw.choice(sorted(good))
-        made.append((what, draw.choice(WAYS)(good[what], draw)))
-    return made
+        yield what, draw.choice(WAYS)(good[what], draw)
 
 
 def test_a_thousand_mutants_are_refused_in_words_or_are_good(bench: Bench, tmp_path: Path) -> None:
@@ -76,30 +80,71 @@ def test_a_thousand_mutants_are_refused_in_words_or_are_good(bench: Bench, tmp_p
     assert refused > 800
 
 
-def _through_the_api(bench: Bench, count: int, seed: int) -> None:
-    for number, (what, data) in enumerate(mutants(bench, count, seed)):
-        key = bench.upload("eve", data)
-        answer = bench.offer("eve", **({"patch": key} if what == "patch" else {"weights": {"model.safetensors": key}}))
-        assert answer.status_code == 201, answer.text
-        if number % 10 == 9:
-            bench.work()
-            for one in bench.client("eve").get(bench.url, params={"state": "open"}).json()["contributions"]:
-                bench.client("eve").post(f"{bench.url}/{one['number']}/withdraw")
-    bench.work()
+def _offer(bench: Bench, what: str, data: bytes) -> None:
+    key = bench.upload("eve", data)
+    answer = bench.offer("eve", **({"patch": key} if what == "patch" else {"weights": {"model.safetensors": key}}))
+    assert answer.status_code == 201, answer.text
+
+
+def _withdraw(bench: Bench) -> None:
+    """What has passed; or all that follows would be compared with it."""
+    for one in bench.client("eve").get(bench.url, params={"state": "open"}).json()["contributions"]:
+        bench.client("eve").post(f"{bench.url}/{one['number']}/withdraw")
+
+
+def _jobs(bench: Bench) -> set[str]:
+    """States of the repository's jobs."""
     with bench.hub.database.reading() as look:
-        jobs = [job.state for job in look.query(Job).filter(Job.repository_id == bench.row.id)]
-    assert set(jobs) == {"done"}
-    states = [bench.look(number)["state"] for number in range(1, count + 1)]
-    assert set(states) <= {"refused", "withdrawn"}
+        return set(look.scalars(select(Job.state).where(Job.repository_id == bench.row.id).distinct()))
 
 
 def test_mutants_through_the_api(bench: Bench) -> None:
-    _through_the_api(bench, 60, 2)
+    count = 60
+    for number, (what, data) in enumerate(mutants(bench, count, 2), 1):
+        _offer(bench, what, data)
+        if number % 10 == 0:
+            bench.work()
+            _withdraw(bench)
+    bench.work()
+    assert _jobs(bench) == {"done"}
+    assert {bench.look(number)["state"] for number in range(1, count + 1)} <= {"refused", "withdrawn"}
 
 
 @pytest.mark.slow
-def test_ten_thousand_mutants_through_the_api(bench: Bench) -> None:
-    _through_the_api(bench, 10_000, 3)
+def test_ten_thousand_mutants_through_the_api(start_hub: Callable[..., HubServer], tmp_path: Path) -> None:
+    """Looked at by the hub's own worker: all are refused or good, and when their time is over nothing is left of them."""
+    count, many = 10_000, 10**9
+    server = start_hub({"limits.requests": many, "limits.contributions": many}, workers=1)
+    with closing(Bench.make(server, tmp_path)) as bench:
+        answers: Counter[int] = Counter()
+        bench.client("eve").event_hooks["response"].append(lambda answer: answers.update([answer.status_code]))
+        memory = []
+        for number, (what, data) in enumerate(mutants(bench, count, 3), 1):
+            _offer(bench, what, data)
+            if number % 50 == 0:
+                while _jobs(bench) & {"waiting", "running"}:
+                    time.sleep(0.05)
+                _withdraw(bench)
+            if number % 1000 == 0:
+                memory.append(server.memory() // 2**20)
+                print(number, "sent; MiB of the hub:", memory[-1])
+        assert _jobs(bench) == {"done"}
+        with bench.hub.database.reading() as look:
+            states = dict(look.execute(select(Contribution.state, func.count()).group_by(Contribution.state)).all())
+            query = select(Check.name, func.count()).where(Check.state == Checked.REFUSE).group_by(Check.name)
+            refused_by = dict(look.execute(query).all())
+        print("answers:", dict(answers), "became:", states, "refused by:", refused_by)
+        assert set(states) <= {"refused", "withdrawn"}
+        assert states["refused"] > 0.8 * count
+        assert set(answers) == {200, 201}
+        assert memory[-1] < memory[1] + 64
+        # When the time of what was refused is over, it goes as others upload.
+        with bench.hub.database.writing() as change:
+            change.execute(update(Upload).values(expires=0.0))
+        last = {bench.upload("eve", b"x") for _ in range(count // 1000 + 1)}
+        assert {path.stem for path in bench.hub.uploads.iterdir()} == last
+        assert bench.store.fsck().ok
+        assert server.process.poll() is None
 
 
 NAMES = ["title", "branch", "base", "commit", "weights", "patch", "fisher", "message", "data", "licence", "examples"]

@@ -13,12 +13,13 @@ import yaml
 from sqlalchemy import select
 
 from cofuse.checkpoint import Memory
-from cofuse.hub.database import Contribution, Evaluation, Job
+from cofuse.hub.database import Contribution, Evaluation, Job, Repository
+from cofuse.hub.quotas import recount
 from cofuse.hub.rounds.deciding import decide
+from cofuse.hub.rounds.opening import due
 from cofuse.hub.states import Stage
 from cofuse.hub.suites import set_suite
-from cofuse.hub.work.places import begin_due
-from cofuse.store.refs import HEADS
+from cofuse.store.refs import HEADS, ROUNDS
 
 from .village import UNMEASURABLE, Village
 
@@ -78,6 +79,41 @@ def test_a_policy_that_holds_gives_everybody_back_and_waits(village: Village) ->
     village.work()
     assert village.value(village.tip()) == 2.0
     village.check()
+
+
+def test_a_round_that_is_held_outlives_a_collection(village: Village) -> None:
+    village.measurable(False)
+    numbers = [village.offer("bob", 1.0, village.base), village.offer("eve", 3.0, village.base)]
+    village.work()
+    (held,) = village.rounds()
+    assert held.commit is not None
+    village.store.gc(grace_days=0)
+    assert village.value(held.commit) == 2.0
+    with village.hub.database.writing() as change:
+        decide(village.hub, change, village.seen, held.id, "publish")
+    village.work()
+    assert village.states() == dict.fromkeys(numbers, "fused")
+    assert village.store.refs.names(ROUNDS) == []
+    village.check()
+
+
+def test_what_a_release_takes_is_counted(village: Village) -> None:
+    """What rounds make is the repository's, as what is pushed is: counted anew, it is the same."""
+
+    def counted() -> int:
+        with village.hub.database.reading() as look:
+            return look.scalars(select(Repository.bytes)).one()
+
+    village.offer("bob", 1.0, village.base)
+    village.offer("eve", 3.0, village.base)
+    recount(village.hub.database, village.hub.repositories)
+    before = counted()
+    village.work()
+    after = counted()
+    assert len(village.releases()) == 1
+    assert after > before
+    recount(village.hub.database, village.hub.repositories)
+    assert counted() == after
 
 
 def test_a_round_that_fails_says_why_and_can_be_tried_again(village: Village) -> None:
@@ -203,7 +239,7 @@ def test_a_full_disk_delays_a_round_and_harms_nothing(small_disk: Path) -> None:
     try:
         numbers = [village.offer("bob", 1.0, village.base), village.offer("eve", 3.0, village.base)]
         village.source._looked = -1e9
-        begin_due(village.hub)  # the round is begun; then there is no room for what it makes
+        due(village.hub)  # the round is begun; then there is no room for what it makes
         ballast = small_disk / "ballast"
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
             while True:

@@ -222,20 +222,27 @@ def test_what_fails_says_why_is_tried_again_and_can_be_by_hand(make_hub: Make, k
     source.close()
 
 
-def test_an_answer_that_cannot_be_settled_changes_nothing(make_hub: Make, kind: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(FuseError("means nothing"), "means nothing"), (KeyError("checks"), "not what such a job gives")],
+    ids=["refused", "garbage"],
+)
+def test_an_answer_that_cannot_be_settled_changes_nothing(
+    make_hub: Make, kind: dict[str, Any], error: Exception, said: str
+) -> None:
     hub = make_hub()
     ask(hub, "a")
     job = queue.claim(hub, "w")
     assert job is not None
 
     def refuse(answer: Any) -> None:
-        raise FuseError("means nothing")
+        raise error
 
     kind["settle"] = refuse
     queue.finish(hub, job.id, job.fence, {})
     assert told(hub, "settled") == []
     assert row(hub, "a").state == Done.FAILED
-    assert "means nothing" in row(hub, "a").error
+    assert said in row(hub, "a").error
 
 
 def test_the_jobs_of_a_dead_worker_are_free_at_once(make_hub: Make, kind: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from hub.serving import HubServer, serving, tell
-from remote_places import Place, Swift, bucket, on_hub
+from hub.swift import Swift
+from remote_places import Place, bucket, on_hub
 
 from cofuse.credentials import Credentials
 

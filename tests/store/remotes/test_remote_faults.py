@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hub.swift import KEY, USER, Swift
 from odd_folders import digests
-from remote_places import KEY, USER, Place, Swift, bucket, key, noise, until
+from remote_places import Place, bucket, key, noise, until
 from test_remote_laws import main
 
 from cofuse.checkpoint import file_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from pydantic import Field
 from sqlalchemy import select
 
@@ -15,7 +15,7 @@ from ..access.tokens import find_account, make_account, make_token, role_named
 from ..database import Account, Audit, Token
 from ..faults import Denied, Unknown
 from .depends import Administers, Asks, TheHub
-from .repositories import Body
+from .values import After, Before, Body, Id, Limit, paged
 
 router = APIRouter(tags=["accounts"])
 
@@ -80,7 +80,7 @@ def create_token(hub: TheHub, visitor: Asks, wanted: NewToken) -> dict[str, Any]
 
 
 @router.delete("/tokens/{token_id}", status_code=204)
-def revoke(hub: TheHub, visitor: Asks, token_id: Annotated[int, Path(ge=1, le=2**31 - 1)]) -> None:
+def revoke(hub: TheHub, visitor: Asks, token_id: Id) -> None:
     """Revoke one's own token, or as an administrator anybody's; from now on nothing is done with it."""
     own = visitor.known()
     with hub.database.writing() as transaction:
@@ -95,13 +95,13 @@ def revoke(hub: TheHub, visitor: Asks, token_id: Annotated[int, Path(ge=1, le=2*
 def accounts(
     hub: TheHub,
     visitor: Administers,
-    after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    after: After = 0,
+    limit: Limit = 50,
 ) -> dict[str, Any]:
     """All accounts, in the order they were made."""
     with hub.database.reading() as transaction:
-        found = list(transaction.scalars(select(Account).where(Account.id > after).order_by(Account.id).limit(limit)))
-    return {"accounts": [account_said(a) for a in found], "next": found[-1].id if len(found) == limit else None}
+        found = transaction.scalars(select(Account).where(Account.id > after).order_by(Account.id).limit(limit)).all()
+        return paged("accounts", found, account_said, limit)
 
 
 @router.post("/accounts", status_code=201)
@@ -131,25 +131,26 @@ def change_account(hub: TheHub, visitor: Administers, name: str, wanted: Account
 def audit(
     hub: TheHub,
     visitor: Administers,
-    before: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
+    before: Before = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> dict[str, Any]:
     """What was done, newest first."""
     query = select(Audit).order_by(Audit.id.desc()).limit(limit)
     with hub.database.reading() as transaction:
-        found = list(transaction.scalars(query if before is None else query.where(Audit.id < before)))
-    rows = [
-        {
-            "id": row.id,
-            "at": row.at,
-            "who": row.account.name if row.account else None,
-            "action": row.action,
-            "target": row.target,
-            "detail": row.detail,
-        }
-        for row in found
-    ]
-    return {"audit": rows, "next": found[-1].id if len(found) == limit else None}
+        found = transaction.scalars(query if before is None else query.where(Audit.id < before)).all()
+        return paged("audit", found, audit_said, limit)
+
+
+def audit_said(row: Audit) -> dict[str, Any]:
+    """A line of the audit log as JSON."""
+    return {
+        "id": row.id,
+        "at": row.at,
+        "who": row.account.name if row.account else None,
+        "action": row.action,
+        "target": row.target,
+        "detail": row.detail,
+    }
 
 
 def token_said(token: Token) -> dict[str, Any]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from pydantic import Field, StringConstraints
 from starlette.responses import JSONResponse
 
 from .. import contributions
 from ..contributions import Offer, said, said_comment
 from .depends import Contributes, Maintains, Reads, TheHub
-from .repositories import Body
+from .values import After, Body, Hash, Id, Limit, paged
 
 router = APIRouter(prefix="/repositories/{owner}/{name}/contributions", tags=["contributions"])
-Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 Key = Annotated[str, StringConstraints(max_length=64)]
-Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(max_length=20_000)]
 
 
@@ -25,11 +23,11 @@ class NewContribution(Body):
 
     title: Annotated[str, Field(min_length=1, max_length=200)]
     branch: Annotated[str, Field(max_length=200)] = "main"
-    base: Id | None = None
-    commit: Id | None = None
+    base: Hash | None = None
+    commit: Hash | None = None
     weights: Annotated[dict[str, Key], Field(max_length=200, default_factory=dict)]
     patch: Key | None = None
-    fisher: Id | Annotated[dict[str, Key], Field(max_length=200)] | None = None
+    fisher: Hash | Annotated[dict[str, Key], Field(max_length=200)] | None = None
     message: Text = ""
     data: Text = ""
     licence: Annotated[str, Field(max_length=100)] = ""
@@ -66,15 +64,14 @@ def index(
     branch: str | None = None,
     account: str | None = None,
     before: Annotated[int | None, Query(ge=1)] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    limit: Limit = 50,
 ) -> dict[str, Any]:
     """Newest first; `next` is the `before` of the page that follows."""
     with hub.database.reading() as transaction:
         found = contributions.page(
             transaction, seen.repository, state=state, branch=branch, account=account, before=before, limit=limit
         )
-        rows = [said(one) for one in found]
-    return {"contributions": rows, "next": rows[-1]["number"] if len(rows) == limit else None}
+        return paged("contributions", found, said, limit, by="number")
 
 
 @router.post("", status_code=201)
@@ -87,13 +84,13 @@ def offer(hub: TheHub, seen: Contributes, wanted: NewContribution) -> dict[str, 
 
 
 @router.get("/{number}")
-async def read(hub: TheHub, seen: Reads, number: Number) -> JSONResponse:
+async def read(hub: TheHub, seen: Reads, number: Id) -> JSONResponse:
     """One, with its checks; comments and events are asked for beside it."""
     return JSONResponse(await contributions.whole(hub.database, seen.repository, number))
 
 
 @router.patch("/{number}")
-def label(hub: TheHub, seen: Contributes, number: Number, wanted: Labels) -> dict[str, Any]:
+def label(hub: TheHub, seen: Contributes, number: Id, wanted: Labels) -> dict[str, Any]:
     """Give it other labels: its author, or a maintainer."""
     with hub.database.writing() as transaction:
         return said(contributions.label(transaction, seen, number, wanted.labels))
@@ -103,47 +100,47 @@ def label(hub: TheHub, seen: Contributes, number: Number, wanted: Labels) -> dic
 def comments(
     hub: TheHub,
     seen: Reads,
-    number: Number,
-    after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
-    limit: Annotated[int, Query(ge=1, le=200)] = 100,
+    number: Id,
+    after: After = 0,
+    limit: Limit = 100,
 ) -> dict[str, Any]:
     """What was said, and what happened, oldest first; `next` is the `after` of the page that follows."""
     with hub.database.reading() as transaction:
         found = contributions.find(transaction, seen.repository, number)
-        rows = [said_comment(one) for one in contributions.comments(transaction, found, after=after, limit=limit)]
-    return {"comments": rows, "next": rows[-1]["id"] if len(rows) == limit else None}
+        rows = contributions.comments(transaction, found, after=after, limit=limit)
+        return paged("comments", rows, said_comment, limit)
 
 
 @router.post("/{number}/comments", status_code=201)
-def comment(hub: TheHub, seen: Reads, number: Number, wanted: Said) -> dict[str, Any]:
+def comment(hub: TheHub, seen: Reads, number: Id, wanted: Said) -> dict[str, Any]:
     """Say something; anybody whom the hub knows."""
     with hub.database.writing() as transaction:
         return said_comment(contributions.comment(transaction, seen, number, wanted.body))
 
 
 @router.post("/{number}/withdraw")
-def withdraw(hub: TheHub, seen: Contributes, number: Number) -> dict[str, Any]:
+def withdraw(hub: TheHub, seen: Contributes, number: Id) -> dict[str, Any]:
     """Take it back: its author, or a maintainer."""
     with hub.database.writing() as transaction:
         return said(contributions.withdraw(transaction, seen, number))
 
 
 @router.post("/{number}/accept")
-def accept(hub: TheHub, seen: Maintains, number: Number) -> dict[str, Any]:
+def accept(hub: TheHub, seen: Maintains, number: Id) -> dict[str, Any]:
     """Say that it shall be fused."""
     with hub.database.writing() as transaction:
         return said(contributions.accept(transaction, seen, number))
 
 
 @router.post("/{number}/refuse")
-def refuse(hub: TheHub, seen: Maintains, number: Number, wanted: Reason) -> dict[str, Any]:
+def refuse(hub: TheHub, seen: Maintains, number: Id, wanted: Reason) -> dict[str, Any]:
     """Refuse it."""
     with hub.database.writing() as transaction:
         return said(contributions.refuse(transaction, seen, number, wanted.reason))
 
 
 @router.post("/{number}/retry")
-def retry(hub: TheHub, seen: Contributes, number: Number) -> dict[str, Any]:
+def retry(hub: TheHub, seen: Contributes, number: Id) -> dict[str, Any]:
     """Have it looked at again: its author, or a maintainer."""
     with hub.database.writing() as transaction:
         return said(contributions.retry(hub, transaction, seen, number))

@@ -10,7 +10,6 @@ alone; `Administers` one that administers the hub.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
@@ -48,7 +47,7 @@ def secret_of(request: Request) -> str | None:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(rest, validate=True).decode().partition(":")[2] or None
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # no base64, or no UTF-8 within
             return "malformed"
     return None
 
@@ -126,6 +125,7 @@ def seen_by(role: Role) -> Callable[..., Awaitable[Seen]]:
     return seen
 
 
-Reads = Annotated[Seen, Depends(seen_by(Role.READ))]
+reads = seen_by(Role.READ)
+Reads = Annotated[Seen, Depends(reads)]
 Contributes = Annotated[Seen, Depends(seen_by(Role.CONTRIBUTE))]
 Maintains = Annotated[Seen, Depends(seen_by(Role.MAINTAIN))]

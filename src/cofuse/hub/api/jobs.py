@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter
 from pydantic import Field
 from sqlalchemy import select
 from starlette.responses import FileResponse
@@ -18,11 +19,10 @@ from ..states import Done
 from ..work import queue
 from ..work.kinds import KINDS
 from .depends import Administers, Maintains, TheHub
-from .repositories import Body
+from .values import Before, Body, Id, Limit, Row, paged
 
 router = APIRouter(tags=["work"])
-Id = Annotated[int, Path(ge=1, le=2**31 - 1)]
-Fence = Annotated[int, Field(ge=1, le=2**31 - 1)]
+_LOOK = 1.0  # seconds between looks for rounds that are due, however many workers ask
 
 
 class Wanted(Body):
@@ -35,35 +35,37 @@ class Wanted(Body):
 class Beat(Body):
     """A job goes on."""
 
-    fence: Fence
+    fence: Row
     progress: Annotated[str, Field(max_length=500)] = ""
 
 
 class Answer(Body):
     """What a job gave."""
 
-    fence: Fence
+    fence: Row
     answer: dict[str, Any]
 
 
 class Failure(Body):
     """Why a job could not be done."""
 
-    fence: Fence
-    error: Annotated[str, Field(max_length=10_000)]
+    fence: Row
+    error: Annotated[str, Field(min_length=1, max_length=10_000)]
     final: bool = False
 
 
 class Held(Body):
     """A job that is held."""
 
-    fence: Fence
+    fence: Row
 
 
 @router.post("/work/claim")
 def claim(hub: TheHub, visitor: Administers, wanted: Wanted) -> dict[str, Any]:
     """The next job; null where there is none."""
-    due(hub)
+    if time.monotonic() > hub.looked + _LOOK:
+        hub.looked = time.monotonic()
+        due(hub)
     # Never a name that a worker on the hub's machine has.
     found = queue.claim(hub, f"{visitor.name}: {wanted.worker}", wanted.kinds or KINDS)
     return {"job": None if found is None else asdict(found)}
@@ -93,7 +95,7 @@ def give_back(hub: TheHub, visitor: Administers, job: Id, wanted: Held) -> None:
     queue.give_back(hub, job, wanted.fence)
 
 
-@router.get("/work/uploads/{key}")
+@router.get("/work/uploads/{key}", response_class=FileResponse)
 def upload(hub: TheHub, visitor: Administers, key: str) -> FileResponse:
     """The bytes of a finished upload."""
     with hub.database.reading() as transaction:
@@ -108,8 +110,8 @@ def jobs(
     hub: TheHub,
     seen: Maintains,
     state: Done | None = None,
-    before: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: Before = None,
+    limit: Limit = 50,
 ) -> dict[str, Any]:
     """The repository's, newest first; `next` is the `before` of the page that follows."""
     query = select(Job).where(Job.repository_id == seen.repository.id).order_by(Job.id.desc()).limit(limit)
@@ -118,8 +120,7 @@ def jobs(
     if before is not None:
         query = query.where(Job.id < before)
     with hub.database.reading() as transaction:
-        rows = [said(one) for one in transaction.scalars(query)]
-    return {"jobs": rows, "next": rows[-1]["id"] if len(rows) == limit else None}
+        return paged("jobs", transaction.scalars(query).all(), said, limit)
 
 
 @router.post("/repositories/{owner}/{name}/jobs/{job}/retry")

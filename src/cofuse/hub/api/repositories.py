@@ -6,7 +6,7 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from sqlalchemy import select
 from starlette.responses import JSONResponse
 
@@ -16,14 +16,9 @@ from ..database import Account, Grant, Repository
 from ..faults import Unknown
 from ..repositories import make, visible
 from .depends import Asks, Maintains, Reads, TheHub
+from .values import After, Body, Limit, paged
 
 router = APIRouter(prefix="/repositories", tags=["repositories"])
-
-
-class Body(BaseModel):
-    """What a request's JSON is read into: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class NewRepository(Body):
@@ -68,8 +63,8 @@ def list_repositories(
     visitor: Asks,
     owner: str | None = None,
     search: Annotated[str | None, Query(max_length=100)] = None,
-    after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    after: After = 0,
+    limit: Limit = 50,
 ) -> dict[str, Any]:
     """Those that the visitor may see, in the order they were made; `next` is the `after` of the page that follows."""
     query = visible(visitor).where(Repository.id > after).order_by(Repository.id).limit(limit)
@@ -78,8 +73,7 @@ def list_repositories(
     if search:
         query = query.where(Repository.name.icontains(search, autoescape=True))
     with hub.database.reading() as transaction:
-        found = list(transaction.scalars(query))
-    return {"repositories": [said(one) for one in found], "next": found[-1].id if len(found) == limit else None}
+        return paged("repositories", transaction.scalars(query).all(), said, limit)
 
 
 @router.post("", status_code=201)
@@ -95,6 +89,7 @@ def create(hub: TheHub, visitor: Asks, wanted: NewRepository) -> dict[str, Any]:
             private=wanted.private,
             description=wanted.description,
         )
+        hub.keep(made)
     return said(made)
 
 

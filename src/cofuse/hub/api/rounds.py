@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter
 from pydantic import Field
 
-from ..database import Repository
+from ..database import Release, Repository, Round
 from ..rounds import branching, reading
 from ..rounds.deciding import Decision, decide, find
 from ..rounds.opening import start
@@ -15,12 +15,9 @@ from ..rounds.revoking import revoke
 from ..rounds.rolling import roll_back
 from ..suites import set_suite
 from .depends import Maintains, Reads, TheHub
-from .repositories import Body
+from .values import Before, Body, Id, Limit, Row, paged
 
 router = APIRouter(prefix="/repositories/{owner}/{name}", tags=["rounds"])
-Id = Annotated[int, Path(ge=1, le=2**31 - 1)]
-Before = Annotated[int | None, Query(ge=1, le=2**31 - 1)]
-Limit = Annotated[int, Query(ge=1, le=200)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -46,7 +43,7 @@ class Revocation(Body):
     """Whose contributions are revoked, or which one is."""
 
     account: Annotated[str | None, Field(max_length=96)] = None
-    contribution: Annotated[int | None, Field(ge=1, le=2**31 - 1)] = None
+    contribution: Row | None = None
     reason: Annotated[str, Field(max_length=1000)] = ""
 
 
@@ -105,11 +102,8 @@ def rounds(
 ) -> dict[str, Any]:
     """Newest first; `next` is the `before` of the page that follows."""
     with hub.database.reading() as transaction:
-        found = reading.page(transaction, seen.repository, branch=branch, before=before, limit=limit)
-        return {
-            "rounds": [reading.said(one) for one in found],
-            "next": found[-1].id if len(found) == limit else None,
-        }
+        found = reading.newest(transaction, Round, seen.repository, branch=branch, before=before, limit=limit)
+        return paged("rounds", found, reading.said, limit)
 
 
 @router.post("/rounds", status_code=201)
@@ -139,11 +133,8 @@ def releases(
 ) -> dict[str, Any]:
     """Newest first; `next` is the `before` of the page that follows."""
     with hub.database.reading() as transaction:
-        found = reading.releases(transaction, seen.repository, branch=branch, before=before, limit=limit)
-        return {
-            "releases": [reading.said_release(one) for one in found],
-            "next": found[-1].id if len(found) == limit else None,
-        }
+        found = reading.newest(transaction, Release, seen.repository, branch=branch, before=before, limit=limit)
+        return paged("releases", found, reading.said_release, limit)
 
 
 @router.get("/releases/{version}")

@@ -22,21 +22,19 @@ from ..delivering import BATCH, batch, check_id, deliver_upload
 from ..faults import Conflict, Invalid, NoRevision, Refused, Unknown
 from ..hub import Hub
 from ..repositories import Seen
-from .bodies import receive
 from .depends import Contributes, Maintains, Reads, TheHub
-from .repositories import Body
+from .streams import receive
+from .values import Body, Hash
 
 router = APIRouter(prefix="/repositories/{owner}/{name}/store", tags=["store"])
 
-MEDIA = "application/vnd.cofuse.objects"
-ID = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Ref = Annotated[str, Field(max_length=1200)]
 
 
 class Asked(Body):
     """Objects that are asked for."""
 
-    ids: Annotated[list[ID], Field(max_length=10_000)]
+    ids: Annotated[list[Hash], Field(max_length=10_000)]
 
 
 class Sent(Body):
@@ -49,8 +47,8 @@ class Move(Body):
     """A move of a ref: to a commit, from another or from nowhere."""
 
     ref: Ref
-    new: ID
-    expect: ID | None
+    new: Hash
+    expect: Hash | None
 
 
 class Moves(Body):
@@ -69,6 +67,7 @@ class ObjectFile(FileResponse):
     """An object's file; ranges are read in pieces that are worth a thread's while."""
 
     chunk_size = 1024 * 1024
+    media_type = "application/octet-stream"  # for the API's description
 
 
 @router.get("")
@@ -98,7 +97,7 @@ def has(hub: TheHub, seen: Reads, asked: Asked) -> dict[str, list[str]]:
     return {"ids": [object_id for object_id in asked.ids if object_id in objects]}
 
 
-@router.get("/objects/{object_id}", response_class=Response)
+@router.get("/objects/{object_id}", response_class=ObjectFile)
 def get_object(hub: TheHub, seen: Reads, object_id: str) -> Response:
     """An object's file, or a range of it."""
     path = hub.store(seen.repository).objects.path(check_id(object_id))

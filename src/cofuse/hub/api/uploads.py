@@ -19,9 +19,9 @@ from ..arriving import Arriving, arriving
 from ..database import Upload
 from ..faults import Conflict
 from ..hub import Hub
-from .bodies import Cut, receive
 from .depends import Asks, Contributes, TheHub, address_of
-from .repositories import Body
+from .streams import Cut, receive
+from .values import Body, Hash
 
 router = APIRouter(tags=["uploads"])
 
@@ -32,7 +32,7 @@ class NewUpload(Body):
     """An upload to be begun."""
 
     size: Annotated[int, Field(ge=0, lt=1 << 63)]
-    sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
+    sha256: Hash | None = None
 
 
 @router.post("/repositories/{owner}/{name}/uploads", status_code=201)

@@ -11,6 +11,7 @@ from ...checkpoint import Checkpoint, content_id_of
 from ...errors import CofuseError, FullError, HubError, Interrupted
 from ...patch import Patch
 from ...store import Store
+from ..faults import Unavailable
 from ..states import Checked
 from ..work.kind import Workplace
 
@@ -81,4 +82,4 @@ class Case:
 
 def is_theirs(error: CofuseError) -> bool:
     """Whether an error is about what was handed in, and not about the machine that looks at it."""
-    return not isinstance(error, FullError | Interrupted) and type(error) is not HubError
+    return not isinstance(error, FullError | Interrupted | Unavailable) and type(error) is not HubError

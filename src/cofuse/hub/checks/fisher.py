@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from ...checkpoint import CHUNK, Checkpoint, SafetensorsFile, TensorSpec, View
-from ...checkpoint.bitcode import width_of
-from ...checkpoint.floats import FLOATS, as_floats
+from ...checkpoint.floats import FLOATS
 from ...errors import CheckpointError
 from ...measure.statistics.record import RECORD, open_statistics
 from ..states import Checked
 from .case import Case, Found
 from .form import joined
+from .geometry import floats
 
 MOST = 1e4  # times the mean that one value may be
 _MAX_RECORD = 1 << 20
@@ -68,7 +67,7 @@ class Normalised(Checkpoint):
         start, stop = self.check_range(name, start, stop)
         first, last = start // 4, -(-stop // 4)
         with np.errstate(over="ignore"):
-            values = _floats(self._given, name, first, last).astype(np.float64) * self._scale
+            values = floats(self._given, name, first, last).astype(np.float64) * self._scale
         data: bytes = np.minimum(values, MOST).astype("<f4").tobytes()
         return data[start - 4 * first : stop - 4 * first]
 
@@ -96,7 +95,7 @@ def _stretches(spec: TensorSpec) -> Iterator[tuple[int, int]]:
 
 
 def _sum(given: Checkpoint, name: str, start: int, stop: int) -> float:
-    values = _floats(given, name, start, stop)
+    values = floats(given, name, start, stop)
     bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
     if len(bad):
         at = int(bad[0])
@@ -104,10 +103,3 @@ def _sum(given: Checkpoint, name: str, start: int, stop: int) -> float:
             "a Fisher is finite and not negative", where=f"Fisher: {name}", got=f"{values[at]} at element {start + at}"
         )
     return float(values.sum(dtype=np.float64))
-
-
-def _floats(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Any:
-    dtype = checkpoint.spec(name).dtype
-    width = width_of(dtype)
-    raw = np.frombuffer(checkpoint.read_bytes(name, start * width, stop * width), np.uint8)
-    return as_floats(raw, dtype, np.float64 if dtype == "F64" else np.float32)

@@ -83,13 +83,13 @@ def measure(changes: Sequence[tuple[Checkpoint, Checkpoint]], progress: Progress
             bases: dict[int, Any] = {}
             for _, base in changes:
                 if id(base) not in bases:
-                    bases[id(base)] = _floats(base, name, start, stop)
+                    bases[id(base)] = floats(base, name, start, stop)
             squares = {key: float(np.square(values, dtype=np.float64).sum()) for key, values in bases.items()}
             before[:, column] += [squares[id(base)] for _, base in changes]
             rows = [i for i in range(count) if not still[i]]
             if not rows:
                 continue
-            afters = [_floats(changes[i][0], name, start, stop) for i in rows]
+            afters = [floats(changes[i][0], name, start, stop) for i in rows]
             for at in range(0, stop - start, _BLOCK):
                 # In float64: the square of a large float32 that is finite would not be.
                 part = np.stack(
@@ -119,7 +119,8 @@ def _ids(checkpoint: Checkpoint) -> Mapping[str, str]:
     return known
 
 
-def _floats(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Any:
+def floats(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Any:
+    """Elements of a tensor as float32, or as float64 where it has them."""
     dtype = checkpoint.spec(name).dtype
     width = width_of(dtype)
     raw = np.frombuffer(checkpoint.read_bytes(name, start * width, stop * width), np.uint8)

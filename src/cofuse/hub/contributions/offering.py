@@ -109,10 +109,7 @@ def offer(
     if draft is None:
         _check_limit(hub, transaction, repository, account)
     base = base_of(transaction, hub.store(repository), repository, wanted.branch, wanted.base, wanted.commit)
-    now = time.time()
-    values: dict[str, Any] = {
-        "repository_id": repository.id,
-        "account_id": account,
+    values = {
         "branch": wanted.branch,
         "base": base,
         "source": "commit" if wanted.commit else "patch" if wanted.patch else "weights",
@@ -127,17 +124,9 @@ def offer(
         "metrics": dict(wanted.metrics),
         "labels": [one for one in dict.fromkeys(wanted.labels) if one != ACCEPTED],
         "signature": wanted.signature,
-        "created": now,
-        "updated": now,
     }
-    made = Contribution(number=1 + (transaction.scalar(_last(repository)) or 0)) if draft is None else draft
-    for name, value in values.items():
-        setattr(made, name, value)
-    made.account, made.repository = transaction.get_one(Account, account), repository
-    transaction.add(made)
-    transaction.flush()
-    where = f"{repository.full_name}#{made.number}"
-    note(transaction, seen.visitor, "contribution.offer", where, repository=repository.id, source=made.source)
+    made = _write(transaction, seen, repository, draft, values)
+    note(transaction, seen.visitor, "contribution.offer", made.full_name, repository=repository.id, source=made.source)
     ask_screening(transaction, hub.store(repository), made)
     return made
 
@@ -150,29 +139,20 @@ def begin(hub: Hub, transaction: Transaction, seen: Seen, branch: str, title: st
     checked_text("message", message, MAX_TEXT)
     repository = transaction.get_one(Repository, seen.repository.id, with_for_update={"of": Repository})
     _check_limit(hub, transaction, repository, account)
-    now = time.time()
-    made = Contribution(
-        repository_id=repository.id,
-        number=1 + (transaction.scalar(_last(repository)) or 0),
-        account_id=account,
-        branch=branch,
-        base=base_of(transaction, hub.store(repository), repository, branch),
-        source="commit",
-        sent={},
-        nonce=secrets.token_hex(16),
-        state=Offered.DRAFT,
-        title=title,
-        message=message,
-        metrics={},
-        labels=[],
-        created=now,
-        updated=now,
-    )
-    made.account, made.repository = transaction.get_one(Account, account), repository
-    transaction.add(made)
-    transaction.flush()
-    where = f"{repository.full_name}#{made.number}"
-    note(transaction, seen.visitor, "contribution.begin", where, repository=repository.id)
+    values = {
+        "branch": branch,
+        "base": base_of(transaction, hub.store(repository), repository, branch),
+        "source": "commit",
+        "sent": {},
+        "nonce": secrets.token_hex(16),
+        "state": Offered.DRAFT,
+        "title": title,
+        "message": message,
+        "metrics": {},
+        "labels": [],
+    }
+    made = _write(transaction, seen, repository, None, values)
+    note(transaction, seen.visitor, "contribution.begin", made.full_name, repository=repository.id)
     return made
 
 
@@ -198,6 +178,25 @@ def ask_screening(transaction: Transaction, store: Store, made: Contribution, at
     }
     again = f":{attempt}" if attempt else ""
     queue.ask(transaction, "screen", f"screen:{made.id}{again}", made.repository_id, payload)
+
+
+def _write(
+    transaction: Transaction,
+    seen: Seen,
+    repository: Repository,
+    draft: Contribution | None,
+    values: Mapping[str, Any],
+) -> Contribution:
+    """The row of a contribution, with the next number; a draft keeps its own."""
+    account, now = seen.visitor.known(), time.time()
+    made = Contribution(number=1 + (transaction.scalar(_last(repository)) or 0)) if draft is None else draft
+    for name, value in values.items():
+        setattr(made, name, value)
+    made.account, made.repository = transaction.get_one(Account, account), repository
+    made.created = made.updated = now
+    transaction.add(made)
+    transaction.flush()
+    return made
 
 
 def _again(transaction: Transaction, earlier: Contribution, wanted: Offer) -> Contribution:

@@ -187,5 +187,5 @@ def _must_be(contribution: Contribution, what: str, *states: Offered) -> None:
 
 
 def _note(transaction: Transaction, seen: Seen, action: str, contribution: Contribution, **detail: object) -> None:
-    where = f"{seen.repository.full_name}#{contribution.number}"
-    note(transaction, seen.visitor, f"contribution.{action}", where, repository=seen.repository.id, **detail)
+    own = seen.repository.id
+    note(transaction, seen.visitor, f"contribution.{action}", contribution.full_name, repository=own, **detail)

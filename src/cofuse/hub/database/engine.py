@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, create_engine, event
+from sqlalchemy import Engine, PoolProxiedConnection, Row, Select, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.concurrency import run_in_threadpool
 
 from ...errors import HubError
+from .prepared import Prepared
 
 BUSY_SECONDS = 30  # that a writer waits for another, in SQLite
 
@@ -36,7 +37,8 @@ class Database:
         except (SQLAlchemyError, ImportError) as error:
             raise HubError("not a database", got=_said(error), expected="sqlite:///FILE or postgresql://...") from None
         self.changes = 0  # that this process has made, or tried to
-        self._kept: Connection | None = None
+        self._kept: PoolProxiedConnection | None = None
+        self._prepared: dict[Select[Any], Prepared] = {}
         self._reading = sessionmaker(self.engine, expire_on_commit=False)
         self._writing = sessionmaker(self.engine, expire_on_commit=False)
 
@@ -66,11 +68,15 @@ class Database:
         finally:
             self.changes += 1
 
-    async def quick(self, statement: Select[Any], **values: Any) -> Sequence[Row[Any]]:
+    async def quick(self, statement: Select[Any], **values: Any) -> Sequence[Any]:
         """A few rows found by an index, for a route that runs in the event loop: many times cheaper than a session.
 
-        In SQLite readers never wait and a few rows take some 30 us, less than handing the work to a thread does; so it is
+        In SQLite readers never wait and a few rows take some 20 us, less than handing the work to a thread does; so it is
         done at once. A server of its own is asked from a thread.
+
+        Args:
+            statement: a constant, which is made ready once; see `Prepared`.
+            values: its parameters.
         """
         if self.is_sqlite:
             return self._rows_here(statement, values)
@@ -81,11 +87,14 @@ class Database:
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             return connection.execute(statement, values).all()
 
-    def _rows_here(self, statement: Select[Any], values: Mapping[str, Any]) -> Sequence[Row[Any]]:
+    def _rows_here(self, statement: Select[Any], values: Mapping[str, Any]) -> Sequence[Any]:
         """The same on a connection that is kept, for the one thread of the event loop."""
         if self._kept is None:
-            self._kept = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        return self._kept.execute(statement, values).all()
+            self._kept = self.engine.raw_connection()
+        prepared = self._prepared.get(statement)
+        if prepared is None:
+            prepared = self._prepared[statement] = Prepared(statement, self.engine.dialect)
+        return prepared.rows(self._kept, values)
 
     def migrate(self) -> None:
         """Bring the tables to this version of the hub; what is there stays.

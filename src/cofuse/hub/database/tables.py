@@ -173,6 +173,11 @@ class Contribution(Base):
     account: Mapped[Account] = relationship(lazy="joined")
     repository: Mapped[Repository] = relationship(lazy="joined")
 
+    @property
+    def full_name(self) -> str:
+        """The repository's, and the number."""
+        return f"{self.repository.full_name}#{self.number}"
+
 
 class Check(Base):
     """One check of a contribution, and its figure."""

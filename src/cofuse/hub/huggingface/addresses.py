@@ -16,15 +16,16 @@ def rest_of(request: Request, skip: int) -> list[str]:
     Frameworks decode the whole path, after which `runs%2Fa/x` and `runs/a%2Fx` are one.
 
     Raises:
-        Invalid: it is not UTF-8.
+        Invalid: it is not UTF-8, or one of the first has a slash in it: then they are not as many as the route took.
     """
     raw: bytes = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
     try:
-        return [
-            unquote(part, errors="strict") for part in raw.partition(b"?")[0].decode("ascii").split("/")[skip + 1 :]
-        ]
+        parts = [unquote(part, errors="strict") for part in raw.partition(b"?")[0].decode("ascii").split("/")[1:]]
     except UnicodeDecodeError:
         raise Invalid("the path is not UTF-8", expected="percent-encoded UTF-8") from None
+    if any("/" in part for part in parts[:skip]):
+        raise Invalid("a slash in a name", expected="owner/name, the slash as it is")
+    return parts[skip:]
 
 
 def revision_and_path(request: Request, skip: int) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from ...store.trees import Tree, Weights, load_tree
 from .. import contributions, uploads
 from ..access.audit import note
 from ..access.roles import Role
+from ..copies import keep
 from ..database import Contribution, Repository, Upload
 from ..faults import Conflict, Denied, Full, Invalid, NoFile, NoRevision, Refused, Unknown
 from ..files import Entry, is_large
@@ -203,6 +204,7 @@ def _assemble(
         if error.what in ("a path is both file and folder", "a path that cannot be kept"):
             raise Invalid(error.what, got=error.got) from None
         raise
+    keep(store, [made.id])  # here, and not when the branch moves, for which others wait
     _remember(hub, store, made, places)
     return made, places
 
@@ -225,11 +227,16 @@ def _removed(before: Tree, changes: Changes) -> Iterator[str]:
         if path not in before.files:
             raise NoFile("A file with this name doesn't exist", got=ascii(path[:200]))  # clients look for these words
         yield path
-    for folder in changes.folders:
-        inside = [path for path in before.files if path.startswith(f"{folder}/")]
-        if not inside:
+    inside: dict[str, list[str]] = {folder: [] for folder in changes.folders}
+    for path in before.files if inside else ():
+        folder = path
+        while folder := folder.rpartition("/")[0]:
+            if folder in inside:
+                inside[folder].append(path)
+    for folder, paths in inside.items():
+        if not paths:
             raise NoFile("A file with this name doesn't exist", got=ascii(f"{folder[:200]}/"))
-        yield from inside
+        yield from paths
 
 
 def stored(store: Store, *more: Tree) -> dict[str, Entry]:

@@ -24,9 +24,15 @@ class Sent(FileResponse):
     """A file, in larger pieces: ranges of one are read here, not by the kernel."""
 
     chunk_size = 1024 * 1024
+    media_type = "application/octet-stream"  # for the API's description
 
 
-@router.api_route("/{owner}/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
+@router.head("/{owner}/{name}/resolve/{rest:path}", include_in_schema=False)
+@router.get(
+    "/{owner}/{name}/resolve/{rest:path}",
+    response_class=Sent,
+    responses={206: {"description": "A range of it."}, 304: {"description": "It has not changed."}},
+)
 def resolve(hub: TheHub, seen: Reads, request: Request) -> Response:
     """A file of a version."""
     revision, path = revision_and_path(request, skip=3)

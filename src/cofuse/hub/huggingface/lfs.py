@@ -15,8 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from .. import uploads
-from ..api.bodies import Cut, receive
 from ..api.depends import Contributes, TheHub
+from ..api.streams import Cut, receive
 from ..arriving import arriving
 from ..database import Upload
 from ..faults import Conflict, Fault, Invalid, Refused, Unknown
@@ -33,7 +33,7 @@ _TYPE = "application/vnd.git-lfs+json"
 class Loose(BaseModel):
     """What clients send, of which not all is read."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class Wanted(Loose):
@@ -87,7 +87,7 @@ def _offered(hub: Hub, seen: Seen, wanted: Wanted, url: str, parts: bool, *, the
     return said | {"actions": {"upload": send, "verify": {"href": f"{url}/lfs/{key}/verify"}}}
 
 
-@router.put("/lfs/{key}/{part}")
+@router.put("/lfs/{key}/{part}", response_class=Response)
 async def send_part(hub: TheHub, key: str, part: int, request: Request) -> Response:
     """Send a part. Who has the key needs no token; nothing is kept of one that is cut short, or comes before its turn."""
     found = await run_in_threadpool(_find, hub, key)

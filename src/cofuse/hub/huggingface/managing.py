@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from ..api.depends import Asks, Maintains, TheHub
 from ..database import Repository
 from ..faults import Conflict, Denied, Invalid, NoRepository, NoRevision
 from ..hub import Hub
-from ..repositories import Seen, make, remove, store_folder
+from ..repositories import Seen, find, make, remove
 from .addresses import revision_and_path, url_of
 from .lfs import Loose
 from .reading import MODEL
@@ -70,6 +69,7 @@ def create(hub: TheHub, visitor: Asks, wanted: Named, request: Request) -> JSONR
     try:
         with hub.database.writing() as transaction:
             made = make(transaction, visitor, hub.repositories, wanted.name, owner=owner, private=bool(private))
+            hub.keep(made)
             said["id"] = f"{made.id:024x}"
     except Conflict as error:
         # Clients that do not mind that it is there read its URL from this answer.
@@ -83,11 +83,11 @@ def delete(hub: TheHub, visitor: Asks, wanted: Named) -> dict[str, str]:
     """Remove a repository, with all that is in it."""
     _models_alone(wanted)
     with hub.database.writing() as transaction:
-        seen = hub.see(transaction, visitor, wanted.organization or visitor.name, wanted.name)
+        seen = find(transaction, visitor, wanted.organization or visitor.name, wanted.name)
         seen.must(Role.MAINTAIN)
         key = seen.repository.key
         remove(transaction, seen)
-    shutil.rmtree(store_folder(hub.repositories, key), ignore_errors=True)  # nobody finds it any more
+    hub.forget(key)
     return {"deleted": seen.repository.full_name}
 
 

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-import yaml
 from sqlalchemy import or_
 from sqlalchemy.orm import Session as Transaction
 
@@ -23,7 +22,7 @@ from ..hub import Hub
 from ..repositories import visible
 from .versions import VERSIONS, Empty, Version, short
 
-_CARD = 1024 * 1024  # bytes of a README that are looked at
+_LONGEST = 1024 * 1024  # bytes of a configuration that is looked at
 _SORTS = {
     "createdAt": Repository.created,
     "lastModified": Repository.updated,
@@ -84,7 +83,7 @@ def details(
     except Empty:
         pass
     else:
-        card = card_of(version)
+        card = version.front
         said |= {
             "sha": version.sha,
             "lastModified": moment(version.commit.time_ns / 1e9),
@@ -193,42 +192,6 @@ def title(commit: Commit) -> str:
     return commit.message.partition("\n")[0]
 
 
-def card_of(version: Version) -> dict[str, Any]:
-    """The values that a README begins with; none where they cannot be read."""
-    entry = version.tree.files.get("README.md")
-    if not isinstance(entry, Plain) or entry.size > _CARD:
-        return {}
-    try:
-        return front_matter(version.store.objects.read(entry.id, kind="file").decode())
-    except (CofuseError, UnicodeDecodeError, Invalid):
-        return {}
-
-
-def front_matter(text: str) -> dict[str, Any]:
-    r"""The values at the start of a card, as JSON.
-
-    Raises:
-        Invalid: they are no YAML of keys and values.
-
-    >>> front_matter("---\nlicense: mit\n---\n# Model\n")
-    {'license': 'mit'}
-    """
-    lines = text.lstrip("\ufeff").splitlines()
-    if not lines or lines[0].strip() != "---" or "---" not in (line.rstrip() for line in lines[1:]):
-        return {}
-    block = "\n".join(lines[1 : 1 + next(n for n, line in enumerate(lines[1:]) if line.rstrip() == "---")])
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(block)):
-            raise Invalid("aliases are not allowed in a card")  # a few lines of them would fill any memory
-        found = yaml.safe_load(block)
-        plain = json.loads(json.dumps(found, default=str, allow_nan=False))
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise Invalid("the card's first lines are not YAML", got=str(error).splitlines()[0][:160]) from None
-    if plain is not None and not isinstance(plain, dict):
-        raise Invalid("the card's first lines are not keys and values", got=type(plain).__name__)
-    return plain or {}
-
-
 def safetensors(version: Version) -> dict[str, Any] | None:
     """How many parameters of which dtype a version has."""
     counts: dict[str, int] = {}
@@ -242,7 +205,7 @@ def safetensors(version: Version) -> dict[str, Any] | None:
 
 def _config(version: Version) -> Mapping[str, Any] | None:
     entry = version.tree.files.get("config.json")
-    if not isinstance(entry, Plain) or entry.size > _CARD:
+    if not isinstance(entry, Plain) or entry.size > _LONGEST:
         return None
     try:
         found = json.loads(bytes(version.store.objects.read(entry.id, kind="file")))

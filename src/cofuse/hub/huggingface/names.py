@@ -24,6 +24,7 @@ LEFT_OUT = re.compile(
 _RUNS = frozenset(["REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"])
 _LOOK = 1024 * 1024  # bytes of a file in which an old pickle is looked for
 _MOST_NAMES = 100_000
+_LIST = 128 * _MOST_NAMES  # bytes of a packed file's list of names
 
 
 def check_name(path: str) -> str:
@@ -79,13 +80,22 @@ def check_bytes(path: str, place: Path) -> None:
         raise _refused(path)
     if first[:6] == b"\x93NUMPY" and b"'O'" in first[:256]:
         raise _refused(path)
-    if first[:1] in b"(]}cl" and _runs(first):
+    if first[:1] in b"(]}cl\x80" and _runs(first):
         raise _refused(path)
+
+
+class _Bounded(io.FileIO):
+    """A file whose list of names is not taken into memory when it is one that nobody could have meant."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > _LIST:
+            raise zipfile.BadZipFile("the list of names is too long")
+        return super().read(size) or b""
 
 
 def _holds_pickles(place: Path) -> bool:
     try:
-        with zipfile.ZipFile(place) as packed:
+        with _Bounded(place) as file, zipfile.ZipFile(file) as packed:
             names = packed.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return True  # it says that it is one, and cannot be looked into

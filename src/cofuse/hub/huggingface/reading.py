@@ -45,10 +45,10 @@ def list_models(
     asked = [key for key in _NOT_KEPT if key in request.query_params]
     if asked:
         raise Invalid("models cannot be chosen by this", got=", ".join(asked), expected="search, author, sort, limit")
-    count = min(limit, _PAGE)
+    count = min(limit, _EXPANDED if full else _PAGE)
     with hub.database.reading() as transaction:
         found = models.listed(transaction, visitor, author=author, search=search, sort=sort, limit=count, after=cursor)
-        rows = [models.details(hub, one, DEFAULT) if full else models.row(one) for one in found]
+    rows = [models.details(hub, one, DEFAULT) if full else models.row(one) for one in found]
     return _page(hub, request, rows, cursor + count if len(found) == count else None)
 
 
@@ -62,12 +62,12 @@ def one_without_owner(visitor: Asks, name: str) -> None:
 def model(
     hub: TheHub,
     seen: Reads,
+    expand: Annotated[list[str], Query(default_factory=list)],
+    bracketed: Annotated[list[str], Query(alias="expand[]", default_factory=list)],
     blobs: bool = False,
-    expand: Annotated[list[str] | None, Query()] = None,
-    bracketed: Annotated[list[str] | None, Query(alias="expand[]")] = None,
 ) -> dict[str, Any]:
     """A model, as its main branch is."""
-    return models.details(hub, seen.repository, DEFAULT, blobs=blobs, expand=[*(expand or ()), *(bracketed or ())])
+    return models.details(hub, seen.repository, DEFAULT, blobs=blobs, expand=[*expand, *bracketed])
 
 
 @router.get(MODEL + "/revision/{rest:path}")
@@ -75,13 +75,13 @@ def model_at(
     hub: TheHub,
     seen: Reads,
     request: Request,
+    expand: Annotated[list[str], Query(default_factory=list)],
+    bracketed: Annotated[list[str], Query(alias="expand[]", default_factory=list)],
     blobs: bool = False,
-    expand: Annotated[list[str] | None, Query()] = None,
-    bracketed: Annotated[list[str] | None, Query(alias="expand[]")] = None,
 ) -> dict[str, Any]:
     """A model, as it is in a version."""
     revision, _ = revision_and_path(request, **_REST)
-    return models.details(hub, seen.repository, revision, blobs=blobs, expand=[*(expand or ()), *(bracketed or ())])
+    return models.details(hub, seen.repository, revision, blobs=blobs, expand=[*expand, *bracketed])
 
 
 @router.get(MODEL + "/tree/{rest:path}")

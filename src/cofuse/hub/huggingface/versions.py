@@ -11,18 +11,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...errors import RefError
+from ...errors import CorruptError, RefError
 from ...store import Store
 from ...store.commits import Commit, load_commit
 from ...store.refs import HEADS, PULLS
-from ...store.trees import Tree, Weights, load_tree
+from ...store.trees import Plain, Tree, Weights, load_tree
 from ..database import Repository
-from ..faults import NoFile, NoRevision
+from ..faults import Invalid, NoFile, NoRevision
 from ..files import Entry, Files, git_blob, is_large
+from ..frontmatter import front_matter
 from ..hub import Hub
 
 DIGITS = 40  # of a commit's id that clients are told: they know ids as git has them
 DEFAULT = "main"
+CARD = "README.md"
+_LONGEST = 1024 * 1024  # bytes of a card that is read
 _FULL = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REMEMBERED = 64  # versions: their trees are what costs
 
@@ -95,6 +98,25 @@ class Version:
             pointer = pointer_of(tag, entry.size)
             row |= {"oid": git_blob(pointer), "lfs": {"oid": tag, "size": entry.size, "pointerSize": len(pointer)}}
         return row
+
+    @property
+    def card(self) -> str:
+        """What its README says; empty where there is none that can be read."""
+        entry = self.tree.files.get(CARD)
+        if not isinstance(entry, Plain) or entry.size > _LONGEST:
+            return ""
+        try:
+            return bytes(self.store.objects.read(entry.id, kind="file")).decode("utf-8", "replace")
+        except CorruptError:
+            return ""
+
+    @cached_property
+    def front(self) -> dict[str, Any]:
+        """The values that its card begins with; none where they cannot be read."""
+        try:
+            return front_matter(self.card)
+        except Invalid:
+            return {}
 
     @cached_property
     def folders(self) -> dict[str, str]:

@@ -10,14 +10,16 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
+from ...store.places import explained
 from ...store.refs import PULLS
-from ..api.bodies import receive
 from ..api.depends import Asks, Contributes, TheHub
+from ..api.streams import receive
 from ..faults import Invalid, NoRevision, TooLarge
 from ..files import is_large
+from ..frontmatter import front_matter
 from ..hub import Hub
 from ..repositories import Seen
-from . import changes, committing, models
+from . import changes, committing
 from .addresses import revision_and_path, url_of
 from .lfs import Loose
 from .names import LEFT_OUT, check_kind, check_name
@@ -51,7 +53,7 @@ class Card(Loose):
 def validate(visitor: Asks, card: Card) -> JSONResponse:
     """Whether the values at the start of a card can be read."""
     try:
-        models.front_matter(card.content)
+        front_matter(card.content)
     except Invalid as error:
         message = f"{error.what}: {error.got}" if error.got else error.what
         return JSONResponse({"errors": [{"message": message}], "warnings": []}, 400)
@@ -96,9 +98,10 @@ async def commit(hub: TheHub, seen: Contributes, request: Request, create_pr: bo
     place = hub.uploads / f"commit-{secrets.token_hex(16)}"
     url = url_of(hub, request)
     try:
-        with await run_in_threadpool(open, place, "xb") as body:
-            await receive(request, changes.MAX_BODY, body.writelines)
-        return await run_in_threadpool(_commit, hub, seen, revision or DEFAULT, place, create_pr, url)
+        with explained("a commit"):
+            with await run_in_threadpool(open, place, "xb") as body:
+                await receive(request, changes.MAX_BODY, body.writelines)
+            return await run_in_threadpool(_commit, hub, seen, revision or DEFAULT, place, create_pr, url)
     finally:
         place.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ what they need not send again, longer than it is kept here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -22,10 +23,11 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
+from ...store.places import explained
 from .. import uploads
 from ..access.roles import Role
-from ..api.bodies import receive
 from ..api.depends import Contributes, TheHub, secret_of
+from ..api.streams import receive
 from ..arriving import arriving
 from ..faults import Full, Invalid, Refused
 from ..hub import Hub
@@ -59,18 +61,16 @@ async def token(hub: TheHub, seen: Contributes, request: Request) -> JSONRespons
 async def take_xorb(hub: TheHub, seen: Contributes, xorb: str, request: Request) -> dict[str, bool]:
     """Take a xorb."""
     place = _place(hub, seen, xorb)
-    if await run_in_threadpool(place.is_file):
+    if await run_in_threadpool(_touched, place):
         await receive(request, MAX_XORB, lambda _: None)
-        await run_in_threadpool(os.utime, place)
         return {"was_inserted": False}
     await run_in_threadpool(_make_room, hub, seen, int(request.headers.get("content-length", MAX_XORB)))
     temporary = place.with_suffix(f".{secrets.token_hex(4)}")
     try:
-        with await run_in_threadpool(open, temporary, "xb") as file:
-            await receive(request, MAX_XORB, file.writelines)
-        await run_in_threadpool(os.replace, temporary, place)
-    except OSError:
-        raise Full("the hub's disk is full", hint="its operator has to make room") from None
+        with explained("a xorb"):
+            with await run_in_threadpool(open, temporary, "xb") as file:
+                await receive(request, MAX_XORB, file.writelines)
+            await run_in_threadpool(os.replace, temporary, place)
     finally:
         temporary.unlink(missing_ok=True)
     return {"was_inserted": True}
@@ -136,6 +136,14 @@ def _place(hub: Hub, seen: Seen, xorb: str) -> Path:
         raise Invalid("not a xorb's hash", got=ascii(xorb[:80]))
     key = hashlib.sha256(f"{seen.repository.key} {xorb}".encode()).hexdigest()
     return hub.uploads / f"xet-{seen.visitor.known()}-{key}"
+
+
+def _touched(place: Path) -> bool:
+    """Whether a xorb is there; then it is young again, and is not swept while its file is made."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(place)
+        return True
+    return False
 
 
 def _make_room(hub: Hub, seen: Seen, size: int) -> None:

@@ -27,7 +27,7 @@ _ROW = 48
 _END = b"\xff" * 32
 _VERIFIED, _HASHED = 1 << 31, 1 << 30
 _MAX_CHUNK = 1024 * 1024
-_MAX_CHUNKS = 100_000
+_MAX_CHUNKS = 16_384  # of a xorb; clients put 8192 into one at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +119,9 @@ class Xorb:
                 if len(head) < 8:
                     raise Refused("truncated xorb")
                 stored, length = int.from_bytes(head[1:4], "little"), int.from_bytes(head[5:8], "little")
-                if length > _MAX_CHUNK or stored > 2 * _MAX_CHUNK or len(self._spots) >= _MAX_CHUNKS:
-                    raise Refused("a xorb's chunks are too many, or too large", got=length, expected=_MAX_CHUNK)
+                # Empty ones would take a file of any number of them, and no end of time.
+                if not 0 < length <= _MAX_CHUNK or stored > 2 * _MAX_CHUNK or len(self._spots) >= _MAX_CHUNKS:
+                    raise Refused("a xorb's chunks are too many, empty or too large", got=length, expected=_MAX_CHUNK)
                 self._spots.append((at + 8, stored, head[4], length))
                 at += 8 + stored
         if at > size:

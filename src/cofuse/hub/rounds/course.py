@@ -17,7 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session as Transaction
 
 from ...store.ancestry import is_ancestor
-from ...store.refs import HEADS
+from ...store.refs import HEADS, ROUNDS
 from ..access.audit import note
 from ..access.visitor import Visitor
 from ..contributions import tell
@@ -102,9 +102,11 @@ def after_fuse(
     """The commit is made: have it judged."""
     round_.commit, round_.figures = answer["commit"], answer["figures"]
     if round_.kind == "revocation" and answer["content"] == answer["before"]:
-        abandon(transaction, round_, "nothing of them is left in the branch's version", pause=False)
+        abandon(hub, transaction, round_, "nothing of them is left in the branch's version", pause=False)
         return
     repository, policy = round_.repository, read_policy(round_.policy)
+    # However long it waits for a maintainer, it is not collected.
+    hub.store(repository).refs.update(f"{ROUNDS}{round_.id}", round_.commit)
     judged = {
         "suite": repository.suite,
         "suite_hash": repository.suite_hash,
@@ -141,7 +143,7 @@ def after_judge(hub: Hub, transaction: Transaction, round_: Round, answer: Mappi
     if how == "publish":
         release(hub, transaction, round_)
     elif how == "hold":
-        abandon(transaction, round_, said)
+        abandon(hub, transaction, round_, said)
     else:
         round_.state, round_.reason, round_.updated = Stage.HELD, said, time.time()
         note(transaction, None, "round.hold", round_.branch, repository=round_.repository_id, round=round_.number)
@@ -199,9 +201,10 @@ def after_publish(hub: Hub, transaction: Transaction, round_: Round, answer: Map
     tip = store.refs.get(HEADS + round_.branch)
     if tip != round_.base and (tip is None or not is_ancestor(store.objects, answer["commit"], tip)):
         round_.plan = {**round_.plan, "superseded": True}
-        abandon(transaction, round_, "somebody has pushed to the branch meanwhile", pause=False)
+        abandon(hub, transaction, round_, "somebody has pushed to the branch meanwhile", pause=False)
         return
     publish(hub, transaction, round_, answer["commit"])
+    store.refs.update(f"{ROUNDS}{round_.id}", None)
     round_.commit, round_.state, round_.reason, round_.updated = answer["commit"], Stage.PUBLISHED, "", time.time()
     for share in shares(transaction, round_):
         if not share.dropped and share.contribution.state == Offered.FUSING:
@@ -226,8 +229,9 @@ def fail(transaction: Transaction, job: Job, state: Stage) -> None:
         round_.state, round_.reason, round_.updated = Stage.FAILED, job.error, time.time()
 
 
-def abandon(transaction: Transaction, round_: Round, reason: str, *, pause: bool = True) -> None:
+def abandon(hub: Hub, transaction: Transaction, round_: Round, reason: str, *, pause: bool = True) -> None:
     """Give a round up: nothing was published, its contributions are free again."""
+    hub.store(round_.repository).refs.update(f"{ROUNDS}{round_.id}", None)
     round_.state, round_.reason, round_.updated = Stage.ABANDONED, reason, time.time()
     round_.version = None
     keys = [f"{kind}:{round_.id}:{round_.plan['attempt']}" for kind in JOBS.values()]

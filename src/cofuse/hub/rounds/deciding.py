@@ -61,7 +61,7 @@ def decide(hub: Hub, transaction: Transaction, seen: Seen, round_id: int, decisi
         round=round_.number,
     )
     if decision == "abandon":
-        abandon(transaction, round_, f"given up by {seen.visitor.name}")
+        abandon(hub, transaction, round_, f"given up by {seen.visitor.name}")
     elif decision == "retry":
         _retry(transaction, round_)
     else:

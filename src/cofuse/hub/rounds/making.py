@@ -68,7 +68,7 @@ class Recorded:
 def make(store: Store, what: Recorded, *, threads: int | None = None, progress: Progress = SILENT) -> Commit:
     """Make a round's commit; the same record gives the same commit, on any machine.
 
-    No ref is moved. Memory is a few blocks a thread, however many contributions there are.
+    No ref is moved. Memory is a few blocks a thread, and for each contribution and thread a chunk of 4 MiB that is unpacked.
 
     Args:
         store: has all that the record names.

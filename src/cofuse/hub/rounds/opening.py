@@ -14,7 +14,7 @@ from ...fuse import METHODS
 from ..access.roles import Role
 from ..contributions import ACCEPTED
 from ..database import Branch, Contribution, Repository, Round
-from ..faults import Conflict, Unknown
+from ..faults import Conflict, Unavailable, Unknown
 from ..hub import Hub
 from ..logs import LOG
 from ..policy import BranchPolicy, read_policy
@@ -67,7 +67,7 @@ def _begin(hub: Hub, repository_id: int, branch: str) -> bool:
             chosen = _ready(policy, choose(transaction, repository_id, branch, policy))
             begin(hub, transaction, repository, branch, row.policy, chosen)
             return True
-    except (Conflict, IntegrityError):
+    except (Conflict, IntegrityError, Unavailable):
         return False
     except CofuseError as error:  # it would not be able to a second later either: a maintainer has to look
         LOG.error("a round cannot begin", extra={"repository": repository_id, "branch": branch, "error": error.line})

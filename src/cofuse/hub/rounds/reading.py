@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session as Transaction
@@ -12,38 +12,24 @@ from ..database import Branch, Release, Repository, Round
 from ..faults import Unknown
 from .stages import shares
 
+Made = TypeVar("Made", Round, Release)
 
-def page(
+
+def newest(
     transaction: Transaction,
+    table: type[Made],
     repository: Repository,
     *,
     branch: str | None = None,
     before: int | None = None,
     limit: int = 50,
-) -> Sequence[Round]:
-    """Rounds of a repository, newest first."""
-    query = select(Round).where(Round.repository_id == repository.id).order_by(Round.id.desc()).limit(limit)
+) -> Sequence[Made]:
+    """Rounds or releases of a repository, newest first."""
+    query = select(table).where(table.repository_id == repository.id).order_by(table.id.desc()).limit(limit)
     if branch is not None:
-        query = query.where(Round.branch == branch)
+        query = query.where(table.branch == branch)
     if before is not None:
-        query = query.where(Round.id < before)
-    return transaction.scalars(query).all()
-
-
-def releases(
-    transaction: Transaction,
-    repository: Repository,
-    *,
-    branch: str | None = None,
-    before: int | None = None,
-    limit: int = 50,
-) -> Sequence[Release]:
-    """Releases of a repository, newest first."""
-    query = select(Release).where(Release.repository_id == repository.id).order_by(Release.id.desc()).limit(limit)
-    if branch is not None:
-        query = query.where(Release.branch == branch)
-    if before is not None:
-        query = query.where(Release.id < before)
+        query = query.where(table.id < before)
     return transaction.scalars(query).all()
 
 

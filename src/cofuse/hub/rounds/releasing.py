@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ...document import NOT_YAML
 from ...store import Store
 from ...store.commits import Commit, put_commit
 from ...store.envelope import Head
@@ -67,7 +68,7 @@ def _licences(store: Store, before: Commit, entry: object) -> list[str]:
     front = _FRONT.match(bytes(store.objects.read(entry.id, kind="file")))
     try:
         said = yaml.safe_load(front[1]) if front else None
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except NOT_YAML:
         said = None
     found = said.get("license") if isinstance(said, dict) else None
     return [found[:100]] if isinstance(found, str) else []

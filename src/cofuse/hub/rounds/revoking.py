@@ -81,7 +81,7 @@ def revoke(
     transaction.flush()
     for round_ in _touched(transaction, [row.id for row in revoked]):
         if round_.state in (Stage.FUSING, Stage.JUDGING, Stage.HELD, Stage.FAILED):
-            abandon(transaction, round_, "a contribution was revoked", pause=False)
+            abandon(hub, transaction, round_, "a contribution was revoked", pause=False)
     target = account if account is not None else f"#{number}"
     note(
         transaction,

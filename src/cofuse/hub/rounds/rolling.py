@@ -49,7 +49,7 @@ def roll_back(hub: Hub, transaction: Transaction, seen: Seen, version: str) -> R
     if other is not None:
         if other.state == Stage.PUBLISHING:
             raise Conflict("a release is being published", got=other.version, hint="try again in a moment")
-        abandon(transaction, other, f"rolled back to {version}", pause=False)
+        abandon(hub, transaction, other, f"rolled back to {version}", pause=False)
     row = transaction.get(Branch, (repository.id, found.branch))
     if row is not None:
         row.paused = f"rolled back to {version}"  # what led away from it is to be looked at first

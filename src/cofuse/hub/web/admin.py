@@ -12,13 +12,14 @@ from ..access.audit import note
 from ..access.roles import WORDS
 from ..access.tokens import find_account
 from ..api import accounts
+from ..api.values import Before, Id
 from ..database import Account, Audit, Job, Repository, Token
 from ..faults import Unknown
 from ..states import Done
 from ..work import queue
 from .depends import Administers, Sent
 from .page import Asked, link
-from .paging import After, Before, Id, mark, read_mark
+from .paging import After, mark, read_mark
 
 router = APIRouter(prefix="/admin", include_in_schema=False)
 ROWS = 50  # of a page

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from .. import contributions as service
 from ..access.roles import Role
+from ..api.values import After, Before, Id
 from ..database import Branch, Check, Comment, Contribution, Evaluation, Job, Release, Round, Share
 from ..faults import Unknown
 from ..hub import Hub
@@ -21,7 +22,6 @@ from ..states import Done, Offered
 from .charts.compared import Pair, Score, draw_compared
 from .charts.heat import Change, draw_heat
 from .depends import Form, Reads, Sent
-from .paging import Before, Id
 
 router = APIRouter(include_in_schema=False)
 ROWS = 40  # of a page
@@ -87,7 +87,7 @@ def discussion(page: Reads, number: Id) -> Response:
 
 
 @router.get("/{owner}/{name}/contributions/{number}")
-def contribution(page: Reads, number: Id, after: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0) -> Response:
+def contribution(page: Reads, number: Id, after: After = 0) -> Response:
     """One: what it is, what was found, what was said, and what can be done with it."""
     repository, visitor = page.seen.repository, page.visitor
     with page.hub.database.reading() as transaction:

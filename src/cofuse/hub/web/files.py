@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from starlette.responses import FileResponse, Response
 
 from ...store.commits import history
+from ..api.values import After
 from ..faults import NoFile
 from ..huggingface.downloads import COUNTED
 from ..huggingface.versions import DEFAULT, VERSIONS
@@ -75,19 +76,19 @@ def download(page: Reads, rest: str) -> Response:
 
 @router.get("/{owner}/{name}/commits")
 @router.get("/{owner}/{name}/commits/{revision:path}")
-def commits(page: Reads, revision: str = DEFAULT, after: str = "") -> Response:
+def commits(page: Reads, revision: str = DEFAULT, after: After = 0) -> Response:
     """Commits, the newest first."""
     repository = page.seen.repository
     if latest(page.hub, repository) is None:
         return page.show("commits", tab="commits", revision=revision, commits=[], after=None, named={})
-    version = VERSIONS.get(page.hub, repository, after or revision)
+    version = VERSIONS.get(page.hub, repository, revision)
     store = version.store
-    found = list(islice(history(store.objects, version.commit.id), COMMITS + 1))
+    # Counted from the first: from a commit on, a merged line beside it would be left out.
+    found = list(islice(history(store.objects, version.commit.id), after, after + COMMITS + 1))
     named: dict[str, list[str]] = {}
     for name, commit in [*store.tags().items(), *store.branches().items()]:
         named.setdefault(commit, []).append(name)
-    # The history is a graph: what follows is what comes before the last one shown.
-    rest = found[COMMITS].id if len(found) > COMMITS else None
+    rest = after + COMMITS if len(found) > COMMITS else None
     return page.show("commits", tab="commits", revision=revision, commits=found[:COMMITS], after=rest, named=named)
 
 

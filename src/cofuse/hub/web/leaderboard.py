@@ -13,6 +13,7 @@ from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session as Transaction
 from starlette.responses import Response
 
+from ...document import NOT_YAML
 from ..database import Evaluation, Release, Repository
 from ..repositories import visible
 from .charts.ranked import draw_ranked
@@ -98,7 +99,7 @@ def suite_name(text: str) -> str:
     """
     try:
         said = yaml.safe_load(text) if "&" not in text else None
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except NOT_YAML:
         return ""
     return str(said.get("name", ""))[:80] if isinstance(said, dict) else ""
 

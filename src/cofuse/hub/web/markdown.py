@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 from markupsafe import Markup
 
+from ..frontmatter import without_front
+
 MOST = 64 * 1024  # letters of a card that are shown: what is hostile takes a second or two, once
-_FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _NESTED = 20  # that lists and quotes may be deep
 
 
@@ -48,7 +48,7 @@ def card(text: str, base: str = "") -> Markup:
     r"""The card as HTML; its headings stand below the page's own.
 
     Args:
-        text: Markdown, with or without YAML before it.
+        text: Markdown, without the YAML before it: see `body`.
         base: where files are that it names without a place.
 
     >>> card("# A <b>model</b>").strip()
@@ -58,7 +58,7 @@ def card(text: str, base: str = "") -> Markup:
     >>> card("![cat](cat.png)", "/org/model/tree/main").strip()
     Markup('<p><a href="/org/model/tree/main/cat.png" rel="nofollow ugc noopener noreferrer">cat</a></p>')
     """
-    tokens = _MARKDOWN.parse(_FRONT.sub("", text, count=1))
+    tokens = _MARKDOWN.parse(text)
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + 2)}"
@@ -79,29 +79,26 @@ def card(text: str, base: str = "") -> Markup:
     return Markup(html.replace("</table>", "</table></div>"))  # noqa: S704 - html is off, attributes are escaped
 
 
+def body(text: str) -> str:
+    """What is shown of a card: what follows its first lines, as far as there is room."""
+    return without_front(text)[:MOST]
+
+
 def _from(base: str, where: str) -> str:
     """An address of a card; one that names a file beside it gets the place of that."""
     beside = base and where and not where.startswith(("/", "#")) and not urlsplit(where).scheme
     return f"{base}/{where.removeprefix('./')}" if beside else where
 
 
-def facts(text: str) -> dict[str, str]:
-    r"""What a card says of itself in its first lines (licence, language, ...), as far as it is plain.
+def facts(front: Mapping[str, Any]) -> dict[str, str]:
+    """What a card says of itself in its first lines (licence, language, ...), as far as it is plain.
 
-    >>> facts("---\nlicense: apache-2.0\ntags: [a, b]\n---\n# x")
+    >>> facts({"license": "apache-2.0", "tags": ["a", "b"], "model-index": [{}]})
     {'license': 'apache-2.0', 'tags': 'a, b'}
     """
-    found = _FRONT.match(text)
-    if found is None or len(found[1]) > 20_000 or "&" in found[1]:
-        return {}
-    try:
-        said = yaml.safe_load(found[1])
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return {}
-    rows = said.items() if isinstance(said, dict) else ()
     plain = {
-        str(key): ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        for key, value in rows
+        key: ", ".join(value) if isinstance(value, list) else str(value)
+        for key, value in front.items()
         if isinstance(value, str | int | float) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
     }
     return {

@@ -18,11 +18,11 @@ from .charts.lineage import draw_lineage
 from .charts.progress import draw_progress, draw_spark
 from .depends import Anybody, Known, Reads, Sent
 from .history import nodes
-from .markdown import card, facts
+from .markdown import body, card, facts
 from .page import link
 from .paging import After, mark, read_mark
 from .progress import Point, progress
-from .versions import card_text, latest, rows
+from .versions import latest, rows
 
 home = APIRouter(include_in_schema=False)
 router = APIRouter(include_in_schema=False)
@@ -101,14 +101,14 @@ def model(page: Reads) -> Response:
                 .limit(3)
             )
         )
-    text = "" if version is None else card_text(version)
+    text = "" if version is None else body(version.card)
     return page.show(
         "model",
         tab="model",
         version=version,
         files=[] if version is None else rows(version, ""),
         card=card(text, page.at("tree", version.commit.id)) if version and text else None,
-        facts=facts(text),
+        facts={} if version is None else facts(version.front),
         charts=[
             (protocol, points, draw_progress(points, f"score-{i}"))
             for i, (protocol, points) in enumerate(scores.items())

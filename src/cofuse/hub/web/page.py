@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from ..access.roles import Role
 from ..access.visitor import NOBODY, Visitor
 from ..hub import Hub
-from ..repositories import Seen
+from ..repositories import Seen, find
 from .assets import asset
 from .cookies import cookie_name, forget
 from .words import FILTERS
@@ -146,7 +146,7 @@ class Within(Asked):
     def now(self, transaction: Transaction) -> Seen:
         """The repository as the visitor has it at this moment, for changing it: a role may just have been taken away."""
         there = self.seen.repository
-        return self.hub.see(transaction, self.visitor, there.owner.name, there.name)
+        return find(transaction, self.visitor, there.owner.name, there.name)
 
     def at(self, *parts: object, **query: object) -> str:
         """A path below the repository's."""

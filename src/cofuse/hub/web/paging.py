@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from fastapi import Path, Query
+from fastapi import Query
 
-_MOST = 2**31 - 1  # what a number of a row can be, in every database
-Id = Annotated[int, Path(ge=1, le=_MOST)]
-Before = Annotated[int | None, Query(ge=1, le=_MOST)]
+from ..api.values import LARGEST
+
 After = Annotated[str, Query(max_length=60)]
 
 
@@ -33,4 +32,4 @@ def read_mark(said: str) -> tuple[float, int] | None:
         found = float(at), int(number)
     except ValueError:
         return None
-    return found if math.isfinite(found[0]) and 0 <= found[1] <= _MOST else None
+    return found if math.isfinite(found[0]) and 0 <= found[1] <= LARGEST else None

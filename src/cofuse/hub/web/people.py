@@ -12,11 +12,11 @@ from starlette.responses import Response
 
 from ..access.tokens import find_account
 from ..access.visitor import Visitor
+from ..api.values import Before
 from ..database import Account, Contribution, Member, Release, Repository, Share
 from ..faults import Unknown
 from ..repositories import visible
 from .depends import Anybody
-from .paging import Before
 
 router = APIRouter(include_in_schema=False)
 MODELS, ROWS, LAST = 30, 30, 100

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from ...report.gate_charts import charts
 from ..access.roles import Role
+from ..api.values import Before, Id
 from ..database import Branch, Job, Release, Round, Share
 from ..faults import Invalid, Unknown
 from ..rounds.deciding import Decision, decide
@@ -21,7 +22,6 @@ from ..states import Done, Stage
 from .depends import Maintains, Reads, Sent
 from .history import round_path
 from .page import Within
-from .paging import Before, Id
 
 router = APIRouter(include_in_schema=False)
 ROWS = 30  # of a page

@@ -15,13 +15,13 @@ from ..access.tokens import PREFIX, digest
 from ..access.visitor import Visitor
 from ..api import accounts
 from ..api.depends import address_of, identified
+from ..api.values import Id
 from ..database import Token
 from ..faults import Denied, Unauthenticated
 from ..hub import Hub
 from .cookies import cookie_name, forget, set_cookie
 from .depends import Anybody, Known, Ours, Sent
 from .page import Asked, link, local
-from .paging import Id
 
 router = APIRouter(include_in_schema=False)
 MINUTES = 30  # that the form to sign in is good for

@@ -1,21 +1,17 @@
-"""Versions of a repository as pages show them: their files, their card, and the commits before them."""
+"""Versions of a repository as pages show them: their files, and what stands in an address."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...errors import CorruptError
-from ...store.trees import Plain, Weights
+from ...store.trees import Weights
 from ..database import Repository
 from ..faults import NoRevision
 from ..hub import Hub
 from ..huggingface.versions import DEFAULT, VERSIONS, Version
-from .markdown import MOST
 
 _DEEP = 8  # parts that a ref's name may have
-CARD = "README.md"
-_LONGEST = 1024 * 1024  # bytes of a card that is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +66,3 @@ def rows(version: Version, below: str) -> Sequence[Row]:
             files.append(Row(name, path, entry.size, tensors, False))
     made = [Row(name, prefix + name, size, None, True) for name, size in folders.items()]
     return sorted(made, key=lambda r: r.name) + sorted(files, key=lambda r: r.name)
-
-
-def card_text(version: Version) -> str:
-    """The card of a version; empty where it has none."""
-    entry = version.tree.files.get(CARD)
-    if not isinstance(entry, Plain) or entry.size > _LONGEST:
-        return ""
-    try:
-        return bytes(version.store.objects.read(entry.id, kind="file")).decode("utf-8", "replace")[:MOST]
-    except CorruptError:
-        return ""

@@ -101,7 +101,7 @@ def run(place: Workplace, payload: Payload) -> Answer:
 def settle(hub: Hub, transaction: Transaction, job: Job, answer: Answer) -> None:
     """Write down what was found of each that still waits; the one that joined is open from now on.
 
-    Where the one that joined is refused, nothing is said of the others: they were compared with it, and who sends somebody's
+    Where the one that joined is refused or taken back, nothing is said of the others: they were compared with it, and who sends somebody's
     change turned round must not be able to have them refused.
     """
     from .screening import refuse, write_checks
@@ -114,6 +114,8 @@ def settle(hub: Hub, transaction: Transaction, job: Job, answer: Answer) -> None
     )
     # In one order, so that two who settle at once do not wait for each other for ever.
     waiting = list(transaction.scalars(query.order_by(Contribution.number).with_for_update(of=Contribution)))
+    if all(one.id != joined for one in waiting):
+        return  # refused, or taken back, meanwhile
     for one in sorted(waiting, key=lambda one: one.id != joined):  # the one that joined first
         if not _later(transaction, one, job):  # else it has been compared with more of them already
             said = {name: _found(each, job) for name, each in answer["found"][str(one.number)].items()}

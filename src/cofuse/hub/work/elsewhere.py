@@ -7,7 +7,7 @@ import os
 import platform
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,9 +128,10 @@ class AwayPlace:
             part.rename(path)
         return path
 
-    def deliver(self, repository: str, *commits: str) -> None:
-        """Bring them to the hub's store."""
+    def deliver(self, repository: str, commits: Sequence[str], beside: Sequence[str]) -> int:
+        """Bring them to the hub's store, which counts what it takes."""
         deliver(self.store(repository), self._remote(repository), commits, progress=self.progress)
+        return 0
 
     def _remote(self, repository: str) -> HubRemote:
         return HubRemote(self.http, parse(f"{self.http.url}/{repository}"))

@@ -15,6 +15,7 @@ from ...store import Store
 from ...store.differences import differences
 from ..database import Job
 from ..hub import Hub
+from ..quotas import give_back
 from ..rounds import course, stages
 from ..rounds.making import Recorded, make
 from ..states import Stage
@@ -29,8 +30,8 @@ def run(place: Workplace, payload: Payload) -> Answer:
     repository = str(payload["repository"])
     store = place.store(repository, *what.needs)
     made = make(store, what, progress=place.progress)
-    place.deliver(repository, made.id)
     return {
+        "bytes": place.deliver(repository, [made.id], what.needs),
         "commit": made.id,
         "content": made.content,
         "before": store.load_commit(what.base).content,
@@ -63,6 +64,7 @@ def settle(hub: Hub, transaction: Transaction, job: Job, answer: Answer) -> None
     """Have the commit judged."""
     round_ = stages.at(transaction, job, Stage.FUSING)
     if round_ is not None:
+        give_back(transaction, round_.repository, -answer["bytes"])
         course.after_fuse(hub, transaction, round_, job.payload, answer)
 
 

@@ -7,7 +7,7 @@ transaction that marks the job done, so that it happens exactly once. A new kind
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,8 +51,11 @@ class Workplace(Protocol):
     def upload(self, key: str) -> Path:
         """The bytes of a finished upload."""
 
-    def deliver(self, repository: str, *commits: str) -> None:
-        """See to it that commits made here, and all that they need, are in the hub's store, before any answer names them."""
+    def deliver(self, repository: str, commits: Sequence[str], beside: Sequence[str]) -> int:
+        """See to it that commits made here, and all that they need, are in the hub's store, before any answer names them.
+
+        Gives the bytes that are yet to be counted as the repository's: what these have and those `beside` have not.
+        """
 
 
 @dataclass(frozen=True, slots=True)

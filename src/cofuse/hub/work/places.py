@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,12 @@ from sqlalchemy import select
 
 from ...progress import Progress
 from ...store import Store
+from ...store.trees import load_tree
+from ..copies import keep
 from ..database import Account, Repository
 from ..faults import NoRepository
 from ..hub import Hub
+from ..rounds.opening import due
 from . import queue
 from .kind import Answer, Workplace
 from .queue import Claimed
@@ -59,8 +62,12 @@ class HubPlace:
         """Its file."""
         return self.hub.uploads / key
 
-    def deliver(self, repository: str, *commits: str) -> None:
-        """They are there."""
+    def deliver(self, repository: str, commits: Sequence[str], beside: Sequence[str]) -> int:
+        """They are there; nobody has counted them."""
+        store = self.store(repository)
+        keep(store, commits)
+        new = _parts(store, commits) - _parts(store, beside)
+        return sum(store.objects.path(part).stat().st_size for part in new)
 
 
 class HubWork:
@@ -79,7 +86,7 @@ class HubWork:
         """The next job; rounds that are due are begun first."""
         if time.monotonic() - self._looked > _LOOK:
             clear_away(self._hub)
-            begin_due(self._hub)
+            due(self._hub)
             self._looked = time.monotonic()
         return queue.claim(self._hub, self.name)
 
@@ -116,11 +123,10 @@ class HubWork:
         os.close(self._lock)
 
 
-def begin_due(hub: Hub) -> None:
-    """Begin the rounds that are due."""
-    from ..rounds.opening import due  # rounds ask for work
-
-    due(hub)
+def _parts(store: Store, commits: Sequence[str]) -> set[str]:
+    """Commits and the objects of their trees."""
+    trees = [store.tree(commit) for commit in commits]
+    return {*commits, *trees}.union(*(load_tree(store.objects, tree).objects() for tree in trees))
 
 
 def clear_away(hub: Hub) -> None:

@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session as Transaction
 
 from ..database import Job
 from ..hub import Hub
+from ..quotas import give_back
 from ..rounds import course, stages
 from ..rounds.making import make
 from ..rounds.releasing import make_release
@@ -25,14 +26,18 @@ def run(place: Workplace, payload: Payload) -> Answer:
         store = place.store(repository, str(payload["commit"]))
         of = store.load_commit(str(payload["commit"]))
     made = make_release(store, of, payload["release"])
-    place.deliver(repository, made.id)
-    return {"commit": made.id, "content": made.content}
+    return {
+        "bytes": place.deliver(repository, [made.id], [of.id]),
+        "commit": made.id,
+        "content": made.content,
+    }
 
 
 def settle(hub: Hub, transaction: Transaction, job: Job, answer: Answer) -> None:
     """Publish it."""
     round_ = stages.at(transaction, job, Stage.PUBLISHING)
     if round_ is not None:
+        give_back(transaction, round_.repository, -answer["bytes"])
         course.after_publish(hub, transaction, round_, answer)
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session as Transaction
 
 from ...errors import CofuseError
 from ..database import Job
-from ..faults import Conflict, Unknown
+from ..faults import Conflict, Unavailable, Unknown
 from ..hub import Hub
 from ..logs import LOG
 from ..states import Done
@@ -145,11 +145,14 @@ def finish(hub: Hub, job: int, fence: int, answer: Mapping[str, Any]) -> None:
                 return
             kind_of(row.kind).settle(hub, transaction, row, dict(answer))
             row.state, row.leased, row.error, row.progress, row.updated = Done.DONE, None, "", "", time.time()
-    except Conflict:
+    except (Conflict, Unavailable):
         raise
     except CofuseError as error:  # it means nothing: that is final
         LOG.error("an answer could not be settled", extra={"job": job, "error": error.line})
         fail(hub, job, fence, str(error), final=True)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # a worker elsewhere may say anything
+        LOG.exception("an answer could not be settled", extra={"job": job})
+        fail(hub, job, fence, "the answer is not what such a job gives", final=True)
 
 
 def fail(hub: Hub, job: int, fence: int, error: str, *, final: bool) -> None:

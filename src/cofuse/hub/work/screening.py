@@ -27,7 +27,6 @@ from ..states import Checked, Offered
 from .comparing import ask_comparing, judge
 from .evaluating import ask_scores
 from .kind import Answer, Kind, Payload, Workplace
-from .places import HubPlace
 
 _KEPT = 7 * 86400.0  # seconds that what was refused can be looked at again
 
@@ -60,21 +59,17 @@ def run(place: Workplace, payload: Payload) -> Answer:
             return {"checks": made, "commit": None}
     if case.body is None:
         raise TypeError("there is no body")
-    known = set(_parts(store, [base, *([sent["commit"]] if sent.get("commit") else [])]))
     commits = [_commit(store, case.body, _message(payload), payload, [base], {"contribution": record(case)})]
     if case.fisher is not None:
         said = f"the Fisher of contribution {payload['number']}"
         about = {"statistics": {"contribution": payload["number"], "content": case.content}}
         commits.append(_commit(store, case.fisher, said, payload, [], about))
-    place.deliver(repository, *commits)
-    new = [part for part in dict.fromkeys(_parts(store, commits)) if part not in known]
     return {
         "checks": made,
         "commit": commits[0],
         "content": case.content,
         "statistics": commits[1] if len(commits) > 1 else None,
-        # What comes from elsewhere is counted as it is delivered.
-        "bytes": sum(store.objects.path(part).stat().st_size for part in new) if isinstance(place, HubPlace) else 0,
+        "bytes": place.deliver(repository, commits, [base, *([sent["commit"]] if sent.get("commit") else [])]),
     }
 
 
@@ -115,14 +110,6 @@ def _commit(
         )
         pen.sync()
     return made.id
-
-
-def _parts(store: Store, commits: Iterable[str]) -> Iterable[str]:
-    """Objects of commits' trees."""
-    for commit in commits:
-        tree = store.tree(commit)
-        yield tree
-        yield from load_tree(store.objects, tree).objects()
 
 
 def settle(hub: Hub, transaction: Transaction, job: Job, answer: Answer) -> None:

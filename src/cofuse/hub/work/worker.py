@@ -15,7 +15,7 @@ from typing import Protocol
 from ...errors import CofuseError, FullError, HubError, Interrupted
 from ...progress import Bar, Progress
 from ...store.remotes.http import Unreachable
-from ..faults import Conflict
+from ..faults import Conflict, Unavailable
 from ..logs import LOG
 from .kind import Answer, Workplace
 from .kinds import kind_of
@@ -100,6 +100,10 @@ class Worker:
                 if not self._stopping:
                     raise KeyboardInterrupt from None
                 return True
+            except Unavailable as error:
+                held.rest()
+                self._leave(job, error)
+                return True
             except Exception as error:
                 held.rest()
                 final = isinstance(error, CofuseError) and not _may_pass(error)
@@ -114,8 +118,18 @@ class Worker:
         except Conflict:
             LOG.warning("job lost", extra=_row(job))
             return True
+        except Unavailable as error:
+            self._leave(job, error)
+            return True
         LOG.info("job done", extra=_row(job) | {"seconds": round(time.monotonic() - began, 3)})
         return True
+
+    def _leave(self, job: Claimed, error: Unavailable) -> None:
+        """Give a job back that can go on when something is there again: it is no attempt of it."""
+        with contextlib.suppress(Conflict):
+            self._source.give_back(job)
+        LOG.warning("job given back", extra=_row(job) | {"error": _said(error)})
+        self._wait(_TROUBLE)
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds

@@ -3,7 +3,7 @@
 Keys are as in docs/formats/store.md, "A bucket". What is there is never written again: objects because they are what
 their id says, refs because every move of a ref is a small object of its own, with the next number in its name, and put
 only where there is none of that name. So a compare-and-swap asks of the server what every S3 server has
-(If-None-Match: *), and the moves are the ref's history.
+(If-None-Match: *), and the moves are the ref's history. HEAD alone is put anew.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from ...errors import CorruptError, RefError, StoreError
 from ..objects import ID, Objects
 from ..places import FORMAT
 from ..receiving import LARGE, PIECE, Advance, ObjectFile, OnDisk
-from ..refs import HEADS, TAGS, check_ref_name
+from ..refs import HEADS, REMOTES, TAGS, check_full_name
 from .remote import Move
 from .s3 import Bucket
 
 ASKED_ONE_BY_ONE = 256  # above this many, listing the bucket takes fewer requests
 SETTLING = 0.3, 10.0  # at least so many seconds, and so many times as long as putting a ref took
 _PARTS = re.compile(rb"cofuse parts 1\n(\d{1,13}) ([0-9a-f]{32})\n")
-_MOVE = re.compile(r"refs/(heads|tags)/(.+)/\.(\d{10})", re.DOTALL)
+_MOVE = re.compile(r"(refs/.+)/\.(\d{10})", re.DOTALL)
+_GONE = "0" * 64  # where a ref has moved that has been removed
 _MAX_REF = 200  # bytes of a move
 _THREADS = 8  # for small things
 
@@ -64,14 +65,11 @@ class BucketRemote:
 
     def refs(self) -> dict[str, str]:
         """See `Remote`."""
-        last: dict[str, int] = {}
-        for key in self._bucket.list("refs"):
-            match = _MOVE.fullmatch(key)
-            if match is None:
-                raise RefError("not a ref", where=self.name, got=ascii(key[:80]))
-            check_ref_name(match.group(2))
-            ref = f"refs/{match.group(1)}/{match.group(2)}"
-            last[ref] = max(last.get(ref, 0), int(match.group(3)))
+        return {ref: commit for ref, commit in self.all_refs().items() if ref.startswith((HEADS, TAGS))}
+
+    def all_refs(self) -> dict[str, str]:
+        """The same, of every kind; a hub has some of its own."""
+        last = self._last("refs")
         names = sorted(last)
         found = map_each(lambda ref: self._follow(ref, last[ref])[1], names, _THREADS)
         return {ref: commit for ref, commit in zip(names, found, strict=True) if commit is not None}
@@ -83,8 +81,23 @@ class BucketRemote:
         ref = text.removeprefix("ref: ").removesuffix("\n")
         if text != f"ref: {ref}\n" or not ref.startswith(HEADS):
             raise RefError("HEAD is damaged", where=self.name, got=ascii(text[:80]))
-        check_ref_name(ref.removeprefix(HEADS))
-        return ref
+        return check_full_name(ref)
+
+    def point_head(self, ref: str) -> None:
+        """Make HEAD name another branch; of two who do so at once, the later wins."""
+        self._bucket.put("HEAD", f"ref: {check_full_name(ref)}\n".encode())
+
+    def pin(self, commit: str) -> None:
+        """Note a commit that is there, and that somebody needs, though no ref leads to it."""
+        self._bucket.create(f"pinned/{commit}", b"")
+
+    def pinned(self) -> set[str]:
+        """Commits that were noted."""
+        return {key.removeprefix("pinned/") for key in self._bucket.list("pinned")}
+
+    def clear(self) -> None:
+        """Remove the store, with all that is in it."""
+        for_each(self._bucket.remove, sorted(self._bucket.list("")), _THREADS)
 
     def has(self, ids: Collection[str], *, threads: int) -> set[str]:
         """See `Remote`."""
@@ -133,18 +146,28 @@ class BucketRemote:
 
     def _try(self, move: Move) -> str | None:
         """Put the next move of a ref: its key, None where the ref is where it shall go."""
-        check_ref_name(move.ref.removeprefix(HEADS).removeprefix(TAGS))
-        keys = sorted(key for key in self._bucket.list(move.ref) if _MOVE.fullmatch(key))
-        own = [int(key[-10:]) for key in keys if key[:-12] == move.ref]
-        self._check_room(move.ref, [key for key in keys if key[:-12] != move.ref])
-        number, now = self._follow(move.ref, max(own, default=0))
+        below = self._last(check_full_name(move.ref))
+        number, now = self._follow(move.ref, below.pop(move.ref, 0))
         if now == move.new:
             return None
         if now != move.expect:
             raise _moved(move, now)
+        if move.new is not None:
+            self._check_room(move.ref, below)
         key = f"{move.ref}/.{number + 1:010}"
-        self._bucket.create(key, f"{move.new}\n".encode())
+        self._bucket.create(key, f"{move.new or _GONE}\n".encode())
         return key
+
+    def _last(self, below: str) -> dict[str, int]:
+        """The refs at and below a name, each with the number of its last move that is listed."""
+        last: dict[str, int] = {}
+        for key in self._bucket.list(below):
+            match = _MOVE.fullmatch(key)
+            if match is None or key.startswith(REMOTES):
+                raise RefError("not a ref", where=self.name, got=ascii(key[:80]))
+            ref = check_full_name(match.group(1))
+            last[ref] = max(last.get(ref, 0), int(match.group(2)))
+        return last
 
     def _follow(self, ref: str, number: int) -> tuple[int, str | None]:
         """The last move and its commit; `number` is one that is there. Listings may lag behind, so later ones are asked for."""
@@ -156,19 +179,19 @@ class BucketRemote:
             number, commit = number + 1, self._commit(ref, found.data)
         return number, commit
 
-    def _commit(self, where: str, move: bytes) -> str:
+    def _commit(self, where: str, move: bytes) -> str | None:
         match = re.fullmatch(rb"([0-9a-f]{64})\n", move)
         if match is None:
             raise RefError("the ref is damaged", where=f"{self.name}: {where}", got=ascii(move[:80]))
-        return match.group(1).decode()
+        commit = match.group(1).decode()
+        return None if commit == _GONE else commit
 
-    def _check_room(self, ref: str, below: list[str]) -> None:
-        if below:
-            raise RefError("another ref is in the way", where=ref, got=below[0][:-12])
+    def _check_room(self, ref: str, below: Mapping[str, int]) -> None:
         parts = ref.split("/")
-        for n in range(3, len(parts)):
-            if self._bucket.size("/".join(parts[:n]) + f"/.{1:010}") is not None:
-                raise RefError("another ref is in the way", where=ref, got="/".join(parts[:n]))
+        above = {"/".join(parts[:n]): 0 for n in range(3, len(parts))}
+        for other, number in {**above, **below}.items():
+            if self._follow(other, number)[1] is not None:
+                raise RefError("another ref is in the way", where=ref, got=other)
 
     def _check_conditions(self) -> None:
         """Find out what the server makes of conditions, on a key that is there and keeps its bytes whatever it does.

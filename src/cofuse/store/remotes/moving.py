@@ -95,11 +95,22 @@ def deliver(
     remote: Remote,
     commits: Sequence[str],
     *,
+    had: Iterable[str] | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> None:
-    """Bring commits, and all that they need, to another store that is there, and move nothing; see `push`."""
-    with _delivered(store, remote, commits, remote.refs().values(), threads or THREADS, progress):
+    """Bring commits, and all that they need, to another store that is there, and move nothing; see `push`.
+
+    Args:
+        store: from where.
+        remote: to where.
+        commits: which.
+        had: commits that are known to be there; asked for when None.
+        threads: how many.
+        progress: told of every byte.
+    """
+    known = remote.refs().values() if had is None else had
+    with _delivered(store, remote, commits, known, threads or THREADS, progress):
         pass
 
 

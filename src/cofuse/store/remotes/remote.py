@@ -11,10 +11,10 @@ from ..receiving import Advance, Source
 
 
 class Move(NamedTuple):
-    """A ref's full name, the commit it shall point to, and the one it must point to now (None: there is no such ref)."""
+    """A ref's full name, the commit it shall point to, and the one it must point to now (None: no such ref)."""
 
     ref: str
-    new: str
+    new: str | None
     expect: str | None
 
 

@@ -104,6 +104,18 @@ class Bucket:
 
         return self._ask(key, ask, {_CONDITION: False})
 
+    def put(self, key: str, data: bytes) -> None:
+        """Put a key, also in the place of what is there."""
+        import obstore
+
+        self._ask(key, lambda: obstore.put(self._client, key, data, use_multipart=False), {})
+
+    def remove(self, key: str) -> None:
+        """Remove a key, there or not."""
+        import obstore
+
+        self._ask(key, lambda: obstore.delete(self._client, key), {_NO_KEY: None})
+
     def refuses_to_replace(self, key: str, data: bytes) -> bool:
         """Whether the server knows If-Match: it must refuse to replace a key whose tag is not the one named."""
         import obstore
@@ -115,11 +127,11 @@ class Bucket:
         return False
 
     def list(self, prefix: str) -> set[str]:
-        """Keys below a prefix, which is a whole part of their path."""
+        """Keys below a prefix, which is a whole part of their path; all, if it is empty."""
         import obstore
 
         def ask() -> set[str]:
-            return {entry["path"] for page in obstore.list(self._client, prefix) for entry in page}
+            return {entry["path"] for page in obstore.list(self._client, prefix or None) for entry in page}
 
         return self._ask(prefix, ask, {})
 
