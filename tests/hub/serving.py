@@ -57,7 +57,8 @@ class HubServer:
         self.data, self.log = data, data.with_name(f"{data.name}.log")
         self.port, self._workers, self._settings = free_port(), workers, settings or {}
         self._environment = environment or {}
-        self.url = f"http://127.0.0.1:{self.port}"
+        # With a certificate it speaks TLS alone; whether that is a good one is for a test to say.
+        self.url = f"http{'s' * ('server.certificate' in self._settings)}://127.0.0.1:{self.port}"
         self._hub: Hub | None = None
         self.start()
 
@@ -86,7 +87,7 @@ class HubServer:
         while True:
             assert self.process.poll() is None, self.said()
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200:
+                if httpx.get(f"{self.url}/healthz", timeout=5, verify=False).status_code == 200:
                     return
             assert time.monotonic() < give_up, self.said()
             time.sleep(0.05)

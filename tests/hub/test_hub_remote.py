@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -207,6 +208,35 @@ def test_a_commit_is_delivered_without_a_branch_and_fetched_by_its_id(
     hub_server.hub.store(row).refs.update(f"{PULLS}1", offered.id, expect=None)
     assert cofuse.open(f"{address}@refs/pr/1").read("a").tolist() == home.checkpoint("mine").read("a").tolist()
     assert "refs/pr/1" not in open_remote(address).refs()
+
+
+def test_a_hub_with_a_certificate(start_hub: Callable[..., HubServer], tmp_path: Path) -> None:
+    """It speaks TLS alone; who does not know its certificate sends it nothing."""
+    key, known = tmp_path / "key", tmp_path / "crt"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(known)]
+    subprocess.run(made, check=True, capture_output=True)
+    server = start_hub({"server.certificate": known, "server.key": key})
+    assert server.url.startswith("https://")
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"http://127.0.0.1:{server.port}/healthz", timeout=5)
+    secret = server.token("amy", "maintain")
+    knowing = ssl.create_default_context(cafile=str(known))
+    with httpx.Client(base_url=server.url, verify=knowing) as client:
+        page = client.get("/signin")
+        assert all("secure" in cookie.lower() for cookie in page.headers.get_list("set-cookie"))
+        assert page.headers.get_list("set-cookie")
+    stranger = Person(tmp_path / "stranger", COFUSE_TOKEN=secret)
+    amy = Person(tmp_path / "amy", COFUSE_TOKEN=secret, SSL_CERT_FILE=str(known))
+    for person in (stranger, amy):
+        noise(person.home, {"w": 100_000})
+        person.run("init")
+        person.run("commit", "model.safetensors", "-m", "first")
+        person.run("remote", "add", "origin", f"{server.url}/amy/tiny")
+    assert "certificate is not good" in stranger.run("push", fails=True)
+    amy.run("push")
+    amy.run("clone", f"{server.url}/amy/tiny", "again")
+    assert Store.open(amy.home / "again").fsck().ok
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def show(address: Address, round_id: Id, as_json: Json = False) -> None:
     for one in found["shares"]:
         out = f", left out: {one['dropped']}" if one["dropped"] else ""
         print(
-            f"  #{one['contribution']} {plain(one['title'])} by {one['account']}, weight {one['weight']:g}{plain(out)}"
+            f"  #{one['contribution']} {plain(one['title'])} by {plain(one['account'])}, weight {one['weight']:g}{plain(out)}"
         )
     moved = found["figures"].get("relative")
     if moved is not None:

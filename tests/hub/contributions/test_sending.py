@@ -19,7 +19,7 @@ import pytest
 import torch
 from tasks.tiny import bert, opinion_task
 
-from cofuse.checkpoint import content_id, open_local
+from cofuse.checkpoint import Memory, content_id, open_local
 from cofuse.cli.app import application
 from cofuse.credentials import Machine, use
 from cofuse.errors import CofuseError
@@ -45,8 +45,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bert().save(folder / "base")
     opinion_task(folder / "tasks" / "opinions")
     base = open_local(folder / "base")
-    from cofuse.checkpoint import Memory
-
     tuned = {
         n: base.read(n) + 0.01 * torch.randn(base.spec(n).shape, generator=torch.Generator().manual_seed(3))
         for n in base.names()
@@ -104,6 +102,17 @@ def test_what_a_script_made_is_sent(model: Bench, files: Path, way: str, capsys:
     assert made["source"] == ("weights" if way == "whole" else "patch")
     model.work()
     assert model.look(made["number"])["content"] == content_id(open_local(files / "tuned"))
+
+
+def test_what_is_sent_whole_is_this_one(model: Bench, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder of the one before, which has its weights, is no reason to send those once more."""
+    before = open_local(files / "tuned")
+    Memory({n: before.read(n) * 2 for n in before.names()}, files=dict(before.files)).save(Path("second"))
+    for source in (files / "tuned", Path("second")):
+        ran("contribute", url(model), "--from", str(source), "--json", "--whole")
+        made = json.loads(capsys.readouterr().out)
+        model.work()
+        assert model.look(made["number"])["content"] == content_id(open_local(source))
 
 
 def test_looked_at_and_decided_by_commands(model: Bench, files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,10 @@ import io
 import json
 import os
 import pickle
+import struct
 import threading
 import time
+import tracemalloc
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -24,7 +26,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from cofuse.hub.faults import NoFile, Refused
+from cofuse.hub.huggingface.changes import Changes
+from cofuse.hub.huggingface.committing import _removed
+from cofuse.hub.huggingface.names import check_bytes
 from cofuse.store import Store
+from cofuse.store.trees import Plain, Tree
 
 from ..serving import HubServer
 from .conftest import OWNER
@@ -166,6 +173,7 @@ def zipped(name: str) -> bytes:
     "data",
     [
         *(pickle.dumps(Evil(), protocol) for protocol in range(6)),
+        b"\x80\x01" + pickle.dumps(Evil(), 1),
         zipped("archive/data.pkl"),
         b"junk" + zipped("x/DATA.PKL"),
     ],
@@ -178,6 +186,20 @@ def test_pickles_are_refused_by_their_bytes(
     assert answer.status_code == 422
     assert "safetensors" in answer.headers["x-error-message"]
     assert len(api.list_repo_commits(model)) == 1
+
+
+def test_a_long_list_of_names_is_refused_unread(tmp_path: Path) -> None:
+    place, size = tmp_path / "packed", 1 << 28
+    with open(place, "wb") as file:
+        file.truncate(size)
+        file.seek(size)
+        file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, size, 0, 0))
+    tracemalloc.start()
+    with pytest.raises(Refused):
+        check_bytes("notes.txt", place)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < size // 16
 
 
 def bad_safetensors() -> list[bytes]:
@@ -232,6 +254,37 @@ def test_what_is_no_commit(
         answer = client.post(f"/api/models/{model}/commit/{revision}", content=body)
     assert answer.status_code == status, answer.text
     assert len(api.list_repo_commits(model)) == 1
+
+
+def test_a_slash_written_another_way_leads_to_no_other_branch(
+    hub_server: HubServer, api: HfApi, model: str, secret: str
+) -> None:
+    api.create_branch(model, branch="other")
+    with hub_server.client(secret) as client:
+        path = f"/api/models/{model.replace('/', '%2F')}/commit/other"
+        assert client.post(path, content=HEADER + file("a", b"x")).status_code == 400
+    assert len(api.list_repo_commits(model)) == 1
+
+
+@given(
+    st.sets(st.lists(st.sampled_from("ab."), min_size=1, max_size=4).map("/".join)),
+    st.lists(st.lists(st.sampled_from("ab."), max_size=3).map("/".join), max_size=3),
+)
+def test_a_folder_goes_with_all_that_is_in_it(paths: set[str], folders: list[str]) -> None:
+    before = Tree({path: Plain("0" * 64, 1) for path in paths}, None)
+    inside = {folder: {path for path in paths if path.startswith(f"{folder}/")} for folder in folders}
+    if all(inside.values()):
+        assert set(_removed(before, Changes(folders=folders))) == set().union(*inside.values())
+    else:
+        with pytest.raises(NoFile):
+            list(_removed(before, Changes(folders=folders)))
+
+
+def test_many_folders_are_looked_for_at_once() -> None:
+    before = Tree({f"d/e/{n}": Plain("0" * 64, 1) for n in range(20_000)}, None)
+    began = time.perf_counter()
+    assert set(_removed(before, Changes(folders=["d", "d/e"] * 12_000))) == set(before.files)
+    assert time.perf_counter() - began < 5
 
 
 # Who may what

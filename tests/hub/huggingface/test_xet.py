@@ -110,6 +110,14 @@ def test_damaged_xorbs_are_refused_or_read(
         list(Xorb(path).read(Part("0" * 64, 0, 1, data.draw(st.integers(0, 400)))))
 
 
+def test_chunks_that_are_empty_or_without_number_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "xorb"
+    for body in (chunk(b"a", 0) + chunk(b"", 0), chunk(b"a", 0) * 20_000):
+        path.write_bytes(body)
+        with pytest.raises(Refused):
+            Xorb(path)
+
+
 @pytest.fixture(scope="module")
 def model(api: HfApi) -> str:
     api.create_repo(f"{OWNER}/xet")

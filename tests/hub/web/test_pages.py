@@ -306,6 +306,29 @@ def test_a_card_asks_nobody_for_pictures() -> None:
     assert "https://elsewhere.example/cat.png" in card("![cat](https://elsewhere.example/cat.png)")
 
 
+def test_every_commit_is_on_some_page(place: Place, tmp_path: Path) -> None:
+    """Also those of lines that ran beside each other for longer than a page, and were merged."""
+    name = place.server.repository(place.village.tokens["root"], "merged")
+    hub = place.server.hub
+    with hub.database.reading() as look:
+        row = look.scalars(select(Repository).where(Repository.name == "merged")).one()
+    store, tips, made = hub.store(row), {"main": [], "beside": []}, []
+    for n in range(50):
+        branch = ("main", "beside")[n % 2]
+        (tmp_path / "n.txt").write_text(str(n))
+        tips[branch] = [store.commit(tmp_path, message=f"the {n}", branch=branch, parents=tips[branch]).id]
+        made += tips[branch]
+    made.append(store.commit(tmp_path, message="merged", branch="main", parents=tips["main"] + tips["beside"]).id)
+    with place.visitor("root") as client:
+        path, seen = f"/{name}/commits/main", []
+        while path:
+            text = client.get(path).text
+            seen += re.findall(rf'class="strong" href="/{name}/commit/([0-9a-f]+)"', text)
+            older = re.search(r'href="([^"]*)" rel="next"', text)
+            path = older[1] if older else ""
+    assert seen == made[::-1]
+
+
 # What is private
 
 

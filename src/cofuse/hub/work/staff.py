@@ -20,7 +20,7 @@ from .kinds import KINDS
 
 _LOOK = 0.2  # seconds between looks at whether they live
 _SHORT = 5.0  # seconds; who dies sooner is started again only after a pause, doubled each time
-_PAUSE, _LONGEST = 0.5, 30.0
+_PAUSE, _LONGEST = 0.5, 4.0
 _ENDS = 10.0  # seconds that a worker gets beyond `drain`
 _LOADED = ("places", "worker", *KINDS.values())  # modules beside this one
 
