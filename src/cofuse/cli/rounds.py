@@ -25,6 +25,7 @@ policy = typer.Typer(help="Policies of branches on a hub.", no_args_is_help=True
 Branch = Annotated[str, typer.Option("--branch", help="The branch.")]
 Id = Annotated[int, typer.Argument(metavar="ID", min=1, help="The round's id; see cofuse round list.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until it has come to an end, or waits for you.")]
+_BEGINS = 120.0  # seconds that a round which is owed may take to begin, with another one under way
 WAITS = frozenset({"published", "abandoned", "held", "failed"})
 
 
@@ -175,7 +176,7 @@ def revoke(
             if as_json:
                 print(json.dumps(found))
             return
-        _end(hub, _revocation(hub, found["revoked"]), True, as_json)
+        _end(hub, _revocation(hub, found["released"]), True, as_json)
 
 
 def rollback(
@@ -281,15 +282,16 @@ def _end(hub: HubClient, found: dict[str, Any] | None, wait: bool, as_json: bool
 
 
 def _revocation(hub: HubClient, numbers: list[int]) -> dict[str, Any] | None:
-    """The round that takes contributions out; None where none of them was in a release."""
-    if not any(hub.ask("GET", f"/contributions/{number}").get("state") == "revoked" for number in numbers):
-        return None
-    for _ in range(60):
+    """The round that takes contributions out of the releases that have them; None where there are none."""
+    give_up = time.monotonic() + _BEGINS
+    while numbers:
         for one in hub.ask("GET", "/rounds")["rounds"]:
             if one["kind"] == "revocation":
-                whole: dict[str, Any] = hub.ask("GET", f"/rounds/{one['id']}")
+                whole = hub.ask("GET", f"/rounds/{one['id']}")
                 if set(numbers) & set(whole.get("without") or ()):
                     return whole
+        if time.monotonic() > give_up:
+            raise HubError("no round has begun yet that takes them out", where=hub.url, hint="is a worker running?")
         time.sleep(1)
     return None
 

@@ -66,7 +66,7 @@ class HubClient:
         answer = self.http.ask(method, self._path + path, value=value, **more)
         said = answer.json() if answer.data else {}
         if not isinstance(said, dict):
-            raise HubError("the hub's answer is not what was asked for", where=self.url, hint="is this a Cofuse hub?")
+            raise self._not_a_hub()
         return said
 
     def pages(self, path: str, name: str, cursor: str, query: Mapping[str, object]) -> Iterator[dict[str, Any]]:
@@ -81,8 +81,10 @@ class HubClient:
         asked = dict(query)
         while True:
             page = self.ask("GET", path, query=asked)
+            if not isinstance(page.get(name), list):
+                raise self._not_a_hub()
             yield from page[name]
-            if page["next"] is None:
+            if page.get("next") is None:
                 return
             asked[cursor] = page["next"]
 
@@ -191,3 +193,6 @@ class HubClient:
     def page(self, number: int) -> str:
         """Where people look at it."""
         return f"{self.url}/contributions/{number}"
+
+    def _not_a_hub(self) -> HubError:
+        return HubError("the hub's answer is not what was asked for", where=self.url, hint="is this a Cofuse hub?")

@@ -113,6 +113,13 @@ def test_the_whole_life_of_a_model(server: HubServer, tmp_path: Path) -> None:
     done = cofuse("replay", f"{model.address}@{model.releases()[-1]['version']}", secret=model.secret, cache=cache)
     assert done.returncode == 0, done.stdout + done.stderr
 
+    # What no release has is taken out without a round.
+    alone = model.offer("eve", 7)
+    revoke = ("revoke", model.address, "--contribution", str(alone), "--wait")
+    done = cofuse(*revoke, secret=model.secret, cache=cache)
+    assert done.stdout.splitlines() == [f"revoked: #{alone}", "nothing that was released has them"]
+    assert len(model.releases()) == 5
+
 
 def test_a_clone_replays_a_release(server: HubServer, tmp_path: Path) -> None:
     model = Model(server, tmp_path, "cloned", "round: {contributions: 2}")

@@ -11,7 +11,7 @@ from ..database import Release, Repository, Round
 from ..rounds import branching, reading
 from ..rounds.deciding import Decision, decide, find
 from ..rounds.opening import start
-from ..rounds.revoking import revoke
+from ..rounds.revoking import in_releases, revoke
 from ..rounds.rolling import roll_back
 from ..suites import set_suite
 from .depends import Maintains, Reads, TheHub
@@ -148,7 +148,7 @@ def read_release(hub: TheHub, seen: Reads, version: str) -> dict[str, Any]:
 
 @router.post("/revocations", status_code=201)
 def revocation(hub: TheHub, seen: Maintains, wanted: Revocation) -> dict[str, Any]:
-    """Revoke an account's contributions, or one; what they were fused into is fused anew without them."""
+    """Revoke an account's contributions, or one; what they were fused into is fused anew without them; `released` is what that is."""
     with hub.database.writing() as transaction:
         found = revoke(
             hub,
@@ -158,7 +158,8 @@ def revocation(hub: TheHub, seen: Maintains, wanted: Revocation) -> dict[str, An
             number=wanted.contribution,
             reason=wanted.reason,
         )
-        return {"revoked": [one.number for one in found]}
+        released = in_releases(transaction, [one.id for one in found])
+        return {"revoked": [one.number for one in found], "released": released}
 
 
 @router.post("/rollbacks", status_code=201)

@@ -101,6 +101,17 @@ def revoke(
     return revoked
 
 
+def in_releases(transaction: Transaction, contributions: Iterable[int]) -> list[int]:
+    """The numbers of the contributions, of these ids, that a release was made with."""
+    query = (
+        select(Contribution.number)
+        .join(Share, Share.contribution_id == Contribution.id)
+        .join(Round, Round.id == Share.round_id)
+        .where(Contribution.id.in_(list(contributions)), Share.dropped == "", Round.state == Stage.PUBLISHED)
+    )
+    return sorted(set(transaction.scalars(query)))
+
+
 def _touched(transaction: Transaction, contributions: Iterable[int]) -> list[Round]:
     """Rounds under way that have one of them."""
     theirs = select(Share.round_id).where(Share.contribution_id.in_(list(contributions)), Share.dropped == "")
