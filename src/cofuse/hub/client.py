@@ -175,12 +175,13 @@ class HubClient:
         Raises:
             HubError: that takes longer.
         """
-        give_up, pause, told = time.monotonic() + seconds, 0.2, 0
+        give_up, pause, told = time.monotonic() + seconds, 0.2, set[str]()
         while True:
             found = self.contribution(number)
-            for check in found["checks"][told:]:
-                progress.say(f"{check['state']:<7}{check['name']}: {check['figure']}")
-            told = max(told, len(found["checks"]))
+            for check in found["checks"]:  # in the order that they are shown, which is not that they are made in
+                if check["name"] not in told:
+                    progress.say(f"{check['state']:<7}{check['name']}: {check['figure']}")
+                    told.add(check["name"])
             if found["state"] not in WAITING:
                 return found
             if time.monotonic() > give_up:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,12 +157,14 @@ class Bench:
         assert answer.status_code == 201, answer.text
         return int(answer.json()["number"])
 
-    def work(self) -> None:
-        """Do what is to be done, as a worker does."""
-        while (job := queue.claim(self.hub, "test", KINDS)) is not None:
+    def work(self, kinds: Sequence[str] = KINDS, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Do what is to be done, as a worker does; something else happens before it is handed in."""
+        while (job := queue.claim(self.hub, "test", kinds)) is not None:
             with tempfile.TemporaryDirectory(dir=self.folder) as folder:
                 place = HubPlace(self.hub, SILENT, Path(folder))
-                queue.finish(self.hub, job.id, job.fence, kind_of(job.kind).run(place, job.payload))
+                answer = kind_of(job.kind).run(place, job.payload)
+                meanwhile()
+                queue.finish(self.hub, job.id, job.fence, answer)
 
     def look(self, number: int, who: str = "owner") -> dict[str, Any]:
         """A contribution as its page has it; checks by name."""

@@ -102,3 +102,16 @@ def test_who_turns_somebodys_change_round_cannot_have_them_refused(bench: Bench)
     bench.work()
     assert bench.look(turned)["state"] == "refused"
     assert [bench.look(number)["state"] for number in honest] == ["open", "open"]
+
+
+def test_nor_by_taking_it_back_while_it_is_compared(bench: Bench) -> None:
+    policy(bench, "{round: {contributions: 50}, screen: {direction: refuse}}")
+    honest = [bench.offered(who, tuned(bench.base, seed)) for seed, who in enumerate(["bob", "eve"])]
+    bench.work()
+    before = [bench.look(number)["checks"] for number in honest]
+    turned = bench.offered("oscar", flipped(bench.base, 0))
+    bench.work(("screen",))
+    bench.work(("compare",), meanwhile=lambda: bench.client("oscar").post(f"{bench.url}/{turned}/withdraw"))
+    assert bench.look(turned)["state"] == "withdrawn"
+    assert [bench.look(number)["state"] for number in honest] == ["open", "open"]
+    assert [bench.look(number)["checks"] for number in honest] == before
