@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
+
+if TYPE_CHECKING:
+    from hub.swift import Swift
 
 # The same examples every time: a failure belongs to the change that made it. Long runs draw anew (`slow`).
 settings.register_profile("cofuse", deadline=None, derandomize=True, max_examples=60)
@@ -30,3 +34,13 @@ def _one_thread() -> Iterator[None]:
     with threadpool_limits(1):
         yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
+    """A real S3 server; who stops it starts it again."""
+    from hub.swift import Swift  # needs a client of S3, which most tests do not
+
+    server = Swift(tmp_path_factory.mktemp("swift"))
+    yield server
+    server.stop()

@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 
+from cofuse.hub.hub import Hub
+from cofuse.hub.settings import Settings
+
 from .serving import HubServer, serving, tell
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A hub without a server."""
+    made = Hub(Settings(data=tmp_path / "hub"))
+    made.database.migrate()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -21,16 +19,7 @@ from cofuse.hub.database import Account, Grant, Member, Repository, Token
 from cofuse.hub.faults import Conflict, Denied, Invalid, NoRepository
 from cofuse.hub.hub import Hub
 from cofuse.hub.repositories import find, make, role_on, store_folder, visible
-from cofuse.hub.settings import Settings
 from cofuse.store import Store
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    made = Hub(Settings(data=tmp_path / "hub"))
-    made.database.migrate()
-    yield made
-    made.close()
 
 
 def somebody(hub: Hub, name: str, role: Role, *, scope: Role = Role.ADMIN) -> tuple[Visitor, str]:

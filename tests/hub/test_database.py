@@ -22,7 +22,7 @@ from cofuse.errors import HubError
 from cofuse.hub.database import Account, Contribution, Database, Repository
 from cofuse.hub.database.tables import Base
 
-from .postgres import postgres, programs
+from .postgres import postgres
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -32,8 +32,6 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
         made.migrate()
         yield made
         made.close()
-    elif programs() is None:
-        pytest.skip("PostgreSQL is not installed")
     else:
         with postgres() as url:
             made = Database(url)

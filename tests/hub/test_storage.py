@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -74,13 +74,6 @@ class Place:
 
     def names(self) -> set[str]:
         return Bucket(self.url, self.swift.account()).list("")
-
-
-@pytest.fixture(scope="module")
-def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
-    server = Swift(tmp_path_factory.mktemp("swift"))
-    yield server
-    server.stop()
 
 
 @pytest.fixture

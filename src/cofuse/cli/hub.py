@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,7 +106,6 @@ def opened_settings(file: Path | None, data: Path | None, given: dict[str, Any])
         settings = read_document(file, Settings, changes)
     if settings.storage.url is None:
         return settings
-    found = account(settings.storage.endpoint, settings.storage.region)
-    known = {name: getattr(found, name) for name in ("endpoint", "region", "key", "secret", "token", "anonymous")}
+    known = asdict(account(settings.storage.endpoint, settings.storage.region))
     new = {name: value for name, value in known.items() if not getattr(settings.storage, name)}
     return settings.model_copy(update={"storage": settings.storage.model_copy(update=new)})

@@ -16,7 +16,7 @@ from ..errors import RefError, StoreError
 from ..store import Store
 from ..store.ancestry import is_ancestor
 from ..store.commits import load_commit
-from ..store.places import explained, make_folder
+from ..store.places import explained, make_folder, replace
 from ..store.refs import NAMESPACES, REMOTES, Refs
 from ..store.remotes import deliver, receive
 from ..store.remotes.bucket import BucketRemote
@@ -199,10 +199,10 @@ class CopiedRefs(Refs):
         self._store, self._copy = store, copy
 
     def keep(self, ids: Collection[str]) -> None:
-        """Bring objects to the bucket, before somebody relies on them: a ref that moves to one then moves quickly.
+        """See `Refs`: the bucket.
 
         Raises:
-            Unavailable: the bucket cannot be reached.
+            Unavailable: it cannot be reached.
         """
         self._copy.keep(self._store, ids, pinned=True)
 
@@ -232,12 +232,6 @@ class CopiedRefs(Refs):
             self._copy.settled()
 
 
-def keep(store: Store, ids: Collection[str]) -> None:
-    """Bring objects of a repository to where it is kept, before the database names them; see `CopiedRefs.keep`."""
-    if isinstance(store.refs, CopiedRefs):
-        store.refs.keep(ids)
-
-
 def _lock(fd: int, patience: float | None) -> None:
     give_up = None if patience is None else time.monotonic() + patience
     while True:
@@ -252,11 +246,9 @@ def _lock(fd: int, patience: float | None) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    partial = path.with_suffix(".partial")
+    """Write a small file, whole or not at all, so that it outlives a power cut; for whoever has the turn."""
     with explained(path):
-        partial.write_text(text)
-        partial.replace(path)
+        replace(path, text.encode(), path.with_suffix(".partial"))
 
 
 def read_text(path: Path) -> str:

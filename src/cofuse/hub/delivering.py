@@ -25,10 +25,9 @@ from ..store.remotes.apart import Antechamber
 from ..store.trees import Plain, load_checked_spec, load_header, load_plain, load_tree
 from ..store.writing import Writing
 from . import uploads
-from .copies import keep
 from .faults import Refused, TooLarge, Unavailable
 from .hub import Hub
-from .quotas import charge, give_back
+from .quotas import charge, count
 from .repositories import Seen
 
 FRAME = struct.Struct("<32sQ")  # in a batch: an object's id, the bytes of its file, then the file
@@ -108,10 +107,10 @@ class Batch:
             self._pen.close()
             if spared:
                 with self._hub.database.writing() as transaction:
-                    give_back(transaction, self._repository, spared)
+                    count(transaction, self._repository, -spared)
         with contextlib.suppress(*(() if upload is None else (Unavailable,))):
             # What an upload has become cannot be sent again, but comes with its commit.
-            keep(self._store, self._came)
+            self._store.refs.keep(self._came)
         return {"objects": len(self._came), "new": kept}
 
     def add(self, object_id: str, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a model's card begins with: keys and values in YAML, between two lines of dashes, as JSON."""
+"""A model's card, and what it begins with: keys and values in YAML, between two lines of dashes, as JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Any
 import yaml
 
 from ..document import NOT_YAML
+from ..store.objects import Objects
+from ..store.trees import Plain, Tree
 from .faults import Invalid
 
+CARD = "README.md"
+LONGEST = 1024 * 1024  # bytes of a card that is read
 MOST = 128 * 1024  # letters that are read: that takes a second
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 
@@ -22,6 +26,18 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "aliases are not allowed in a card")
         return super().compose_node(parent, index)
+
+
+def read_card(objects: Objects, tree: Tree) -> str:
+    """What a tree's card says; empty where it has none, or one that is too long.
+
+    Raises:
+        CorruptError: it is damaged.
+    """
+    entry = tree.files.get(CARD)
+    if not isinstance(entry, Plain) or entry.size > LONGEST:
+        return ""
+    return bytes(objects.read(entry.id, kind="file")).decode("utf-8", "replace")
 
 
 def without_front(text: str) -> str:

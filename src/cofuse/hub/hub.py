@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
+import time
 from collections import OrderedDict
 
 from ..errors import HubError
@@ -20,6 +22,7 @@ from .storage import Storage
 from .tally import Tally
 
 _OPEN = 256  # stores that are kept open
+_LOOK = 1.0  # seconds between looks for what is due
 
 
 class Hub:
@@ -56,7 +59,7 @@ class Hub:
         self.requests = Rate(settings.limits.requests)
         self.failures = Rate(settings.limits.failures)
         self.swept = 0.0  # when what is left over was last looked for
-        self.looked = 0.0  # when rounds that are due were last looked for
+        self.looked = -math.inf  # when what is due was last looked for
         self._seen = Remembered[Seen](lambda: self.database.changes)
         self._stores: OrderedDict[str, Store] = OrderedDict()
         self._guard = threading.Lock()
@@ -119,6 +122,13 @@ class Hub:
         """The same, if it is remembered."""
         found = self._seen.known((visitor, owner, name))
         return None if found is None else found[0]
+
+    def may_look(self) -> bool:
+        """Whether it is time to look for what is due: once a second in a process, however many workers ask."""
+        now = time.monotonic()
+        due = now > self.looked + _LOOK
+        self.looked = now if due else self.looked
+        return due
 
     def close(self) -> None:
         """Give everything back."""

@@ -60,12 +60,12 @@ def charge(transaction: Transaction, limits: Limits, repository: Repository, siz
     """
     take_turn(transaction, repository.owner_id)
     check_room(transaction, limits, repository, size)
-    give_back(transaction, repository, -size)
+    count(transaction, repository, size)
 
 
-def give_back(transaction: Transaction, repository: Repository, size: int) -> None:
-    """Count bytes less."""
-    transaction.execute(update(Repository).where(Repository.id == repository.id).values(bytes=Repository.bytes - size))
+def count(transaction: Transaction, repository: Repository, size: int) -> None:
+    """Count bytes that a repository keeps, or with a negative number keeps no more; nothing is refused."""
+    transaction.execute(update(Repository).where(Repository.id == repository.id).values(bytes=Repository.bytes + size))
 
 
 def recount(database: Database, repositories: Path) -> None:

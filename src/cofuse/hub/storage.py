@@ -178,15 +178,7 @@ def next_run(data: Path) -> None:
 
 def account(settings: told.Storage) -> Account:
     """How the server is reached."""
-    return Account(
-        endpoint=settings.endpoint,
-        region=settings.region,
-        key=settings.key,
-        secret=settings.secret,
-        token=settings.token,
-        anonymous=settings.anonymous,
-        patience=settings.patience,
-    )
+    return Account(**settings.model_dump(exclude={"url"}))
 
 
 def _check(settings: told.Settings) -> None:

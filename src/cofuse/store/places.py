@@ -36,13 +36,7 @@ class Places:
 
         One temporary name is enough for one holder, and what a killed one left there is overwritten.
         """
-        temporary = self.root / "partial"
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        replace(path, data, self.root / "partial")
 
     @contextlib.contextmanager
     def locked(self, *, shared: bool = False) -> Iterator[None]:
@@ -134,6 +128,16 @@ def _sweep(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(fd)
+
+
+def replace(path: Path, data: bytes, temporary: Path) -> None:
+    """Give a small file new content, atomically and durably; nobody else writes to `temporary`, on the same disk, meanwhile."""
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
 
 
 @contextlib.contextmanager

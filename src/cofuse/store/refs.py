@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import EllipsisType
 
@@ -169,6 +169,9 @@ class Refs:
                 else:
                     make_folder(path.parent)
                     self._places.replace(path, f"{new}\n".encode())
+
+    def keep(self, ids: Collection[str]) -> None:
+        """Bring objects to where refs are kept, before somebody relies on them without a ref: they are there already."""
 
     def _path(self, ref: str) -> Path:
         return self._places.root / check_full_name(ref)

@@ -11,14 +11,12 @@ from cofuse.hub.database import Database
 from cofuse.hub.hub import Hub
 from cofuse.hub.settings import Settings
 
-from ..postgres import postgres, programs
+from ..postgres import postgres
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """The URL of a real PostgreSQL."""
-    if programs() is None:
-        pytest.skip("PostgreSQL is not installed")
     with postgres() as url:
         yield url
 

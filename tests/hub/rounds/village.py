@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import time
@@ -120,7 +121,7 @@ class Village:
         """Do all there is to do."""
         worker = Worker(self.source)
         while True:
-            self.source._looked = -1e9  # now: rounds that are due, workers that have died
+            self.hub.looked = -math.inf  # now: rounds that are due, workers that have died
             if not worker.step():
                 return
 
@@ -218,6 +219,6 @@ def _do_and_die(settings: Settings, point: str, count: int) -> None:
     source = HubWork(hub)
     assert worker.Worker is Worker
     for _ in range(6):
-        source._looked = -1e9
+        hub.looked = -math.inf
         if not Worker(source).step():
             return

@@ -19,7 +19,7 @@ from cofuse.hub.settings import Settings
 from cofuse.hub.web.markdown import card
 from cofuse.store import Store
 
-from ..postgres import postgres, programs
+from ..postgres import postgres
 from .conftest import HTML, Place, field, sign_in_with
 from .measured import weights
 from .screenshots import pages
@@ -439,8 +439,6 @@ def test_strange_addresses_are_no_failures_of_the_hub(place: Place, path: str) -
 
 @pytest.mark.slow
 def test_pages_are_there_on_postgresql(tmp_path: Path) -> None:
-    if programs() is None:
-        pytest.skip("PostgreSQL is not installed")
     with postgres() as url:
         hub = Hub(Settings(data=tmp_path / "data", database=url))
         hub.database.migrate()

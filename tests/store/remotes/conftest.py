@@ -17,13 +17,6 @@ from cofuse.credentials import Credentials
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="session")
-def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
-    server = Swift(tmp_path_factory.mktemp("swift"))
-    yield server
-    server.stop()
-
-
 @pytest.fixture
 def a_bucket(swift: Swift) -> Place:
     return bucket(swift, f"bucket{next(_numbers)}", "some/models")

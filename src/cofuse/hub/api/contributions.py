@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from pydantic import Field, StringConstraints
 from starlette.responses import JSONResponse
 
 from .. import contributions
 from ..contributions import Offer, said, said_comment
 from .depends import Contributes, Maintains, Reads, TheHub
-from .values import After, Body, Hash, Id, Limit, paged
+from .values import After, Before, Body, Hash, Id, Limit, paged
 
 router = APIRouter(prefix="/repositories/{owner}/{name}/contributions", tags=["contributions"])
 Key = Annotated[str, StringConstraints(max_length=64)]
@@ -63,7 +63,7 @@ def index(
     state: str | None = None,
     branch: str | None = None,
     account: str | None = None,
-    before: Annotated[int | None, Query(ge=1)] = None,
+    before: Before = None,
     limit: Limit = 50,
 ) -> dict[str, Any]:
     """Newest first; `next` is the `before` of the page that follows."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -22,7 +21,6 @@ from .depends import Administers, Maintains, TheHub
 from .values import Before, Body, Id, Limit, Row, paged
 
 router = APIRouter(tags=["work"])
-_LOOK = 1.0  # seconds between looks for rounds that are due, however many workers ask
 
 
 class Wanted(Body):
@@ -63,8 +61,7 @@ class Held(Body):
 @router.post("/work/claim")
 def claim(hub: TheHub, visitor: Administers, wanted: Wanted) -> dict[str, Any]:
     """The next job; null where there is none."""
-    if time.monotonic() > hub.looked + _LOOK:
-        hub.looked = time.monotonic()
+    if hub.may_look():
         due(hub)
     # Never a name that a worker on the hub's machine has.
     found = queue.claim(hub, f"{visitor.name}: {wanted.worker}", wanted.kinds or KINDS)

@@ -148,7 +148,7 @@ def read_release(hub: TheHub, seen: Reads, version: str) -> dict[str, Any]:
 
 @router.post("/revocations", status_code=201)
 def revocation(hub: TheHub, seen: Maintains, wanted: Revocation) -> dict[str, Any]:
-    """Revoke an account's contributions, or one; what they were fused into is fused anew without them; `released` is what that is."""
+    """Revoke an account's contributions, or one: `released`, which a release has, are taken out by fusing it anew."""
     with hub.database.writing() as transaction:
         found = revoke(
             hub,

@@ -15,8 +15,6 @@ Before = Annotated[int | None, Query(ge=1, le=LARGEST)]
 After = Annotated[int, Query(ge=0, le=LARGEST)]
 Limit = Annotated[int, Query(ge=1, le=200)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
 T = TypeVar("T")
 
 

@@ -102,7 +102,7 @@ def page(
     most = max(1, min(limit, MOST))
     query = select(Contribution).where(Contribution.repository_id == repository.id)
     if before is not None:
-        query = query.where(Contribution.number < min(before, 2**31 - 1))
+        query = query.where(Contribution.number < before)
     if account is not None:
         query = query.where(Contribution.account_id == _account(transaction, account))
     if branch is not None:

@@ -21,7 +21,6 @@ from ...store.trees import Tree, Weights, load_tree
 from .. import contributions, uploads
 from ..access.audit import note
 from ..access.roles import Role
-from ..copies import keep
 from ..database import Contribution, Repository, Upload
 from ..faults import Conflict, Denied, Full, Invalid, NoFile, NoRevision, Refused, Unknown
 from ..files import Entry, is_large
@@ -204,7 +203,7 @@ def _assemble(
         if error.what in ("a path is both file and folder", "a path that cannot be kept"):
             raise Invalid(error.what, got=error.got) from None
         raise
-    keep(store, [made.id])  # here, and not when the branch moves, for which others wait
+    store.refs.keep([made.id])  # here, and not when the branch moves, for which others wait
     _remember(hub, store, made, places)
     return made, places
 

@@ -15,17 +15,15 @@ from ...errors import CorruptError, RefError
 from ...store import Store
 from ...store.commits import Commit, load_commit
 from ...store.refs import HEADS, PULLS
-from ...store.trees import Plain, Tree, Weights, load_tree
+from ...store.trees import Tree, Weights, load_tree
 from ..database import Repository
 from ..faults import Invalid, NoFile, NoRevision
 from ..files import Entry, Files, git_blob, is_large
-from ..frontmatter import front_matter
+from ..frontmatter import front_matter, read_card
 from ..hub import Hub
 
 DIGITS = 40  # of a commit's id that clients are told: they know ids as git has them
 DEFAULT = "main"
-CARD = "README.md"
-_LONGEST = 1024 * 1024  # bytes of a card that is read
 _FULL = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REMEMBERED = 64  # versions: their trees are what costs
 
@@ -102,11 +100,8 @@ class Version:
     @property
     def card(self) -> str:
         """What its README says; empty where there is none that can be read."""
-        entry = self.tree.files.get(CARD)
-        if not isinstance(entry, Plain) or entry.size > _LONGEST:
-            return ""
         try:
-            return bytes(self.store.objects.read(entry.id, kind="file")).decode("utf-8", "replace")
+            return read_card(self.store.objects, self.tree)
         except CorruptError:
             return ""
 

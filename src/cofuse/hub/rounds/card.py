@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-CARD = "README.md"
 BASE_CARD = "BASE_README.md"  # what the card was before there were releases
 _WORDS = {"round": "a fuse of {n}", "revocation": "fused anew without {without}"}
 

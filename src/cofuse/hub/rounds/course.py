@@ -105,8 +105,7 @@ def after_fuse(
         abandon(hub, transaction, round_, "nothing of them is left in the branch's version", pause=False)
         return
     repository, policy = round_.repository, read_policy(round_.policy)
-    # However long it waits for a maintainer, it is not collected.
-    hub.store(repository).refs.update(f"{ROUNDS}{round_.id}", round_.commit)
+    _hold(hub, round_, round_.commit)
     judged = {
         "suite": repository.suite,
         "suite_hash": repository.suite_hash,
@@ -118,6 +117,11 @@ def after_fuse(
         "worst": _wanted(round_, policy),
     }
     ask(transaction, round_, Stage.JUDGING, judged)
+
+
+def _hold(hub: Hub, round_: Round, commit: str | None) -> None:
+    """See to it that what a round has made is not collected, however long it waits for a maintainer; or let go of it."""
+    hub.store(round_.repository).refs.update(f"{ROUNDS}{round_.id}", commit)
 
 
 def _wanted(round_: Round, policy: BranchPolicy) -> list[str]:
@@ -204,7 +208,7 @@ def after_publish(hub: Hub, transaction: Transaction, round_: Round, answer: Map
         abandon(hub, transaction, round_, "somebody has pushed to the branch meanwhile", pause=False)
         return
     publish(hub, transaction, round_, answer["commit"])
-    store.refs.update(f"{ROUNDS}{round_.id}", None)
+    _hold(hub, round_, None)
     round_.commit, round_.state, round_.reason, round_.updated = answer["commit"], Stage.PUBLISHED, "", time.time()
     for share in shares(transaction, round_):
         if not share.dropped and share.contribution.state == Offered.FUSING:
@@ -231,7 +235,7 @@ def fail(transaction: Transaction, job: Job, state: Stage) -> None:
 
 def abandon(hub: Hub, transaction: Transaction, round_: Round, reason: str, *, pause: bool = True) -> None:
     """Give a round up: nothing was published, its contributions are free again."""
-    hub.store(round_.repository).refs.update(f"{ROUNDS}{round_.id}", None)
+    _hold(hub, round_, None)
     round_.state, round_.reason, round_.updated = Stage.ABANDONED, reason, time.time()
     round_.version = None
     keys = [f"{kind}:{round_.id}:{round_.plan['attempt']}" for kind in JOBS.values()]

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
-from ...document import NOT_YAML
 from ...store import Store
 from ...store.commits import Commit, put_commit
 from ...store.envelope import Head
 from ...store.trees import Plain, Tree, load_tree
 from ...store.writing import writing
-from .card import BASE_CARD, CARD, card
-
-_FRONT = re.compile(rb"---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
-_LONGEST = 1024 * 1024  # bytes of a card that is read for its licence
+from ..faults import Invalid
+from ..frontmatter import CARD, front_matter, read_card
+from .card import BASE_CARD, card
 
 
 def make_release(store: Store, of: Commit, release: Mapping[str, Any]) -> Commit:
@@ -36,7 +31,7 @@ def make_release(store: Store, of: Commit, release: Mapping[str, Any]) -> Commit
         pen.rely_on(of.id)
         files = dict(tree.files)
         there = files.get(CARD)
-        said["licences"] = _licences(store, before, there)
+        said["licences"] = _licences(store, before, tree)
         if round_["kind"] != "rollback":  # which gives every file back as it was
             if there is not None and BASE_CARD not in files and "release" not in before.record:
                 files[BASE_CARD] = there
@@ -58,17 +53,13 @@ def make_release(store: Store, of: Commit, release: Mapping[str, Any]) -> Commit
     return commit
 
 
-def _licences(store: Store, before: Commit, entry: object) -> list[str]:
+def _licences(store: Store, before: Commit, tree: Tree) -> list[str]:
     """The licences of what a release comes after."""
     if "release" in before.record:
         earlier = [one["licence"] for one in before.record["round"].get("inputs", ()) if one["licence"]]
         return sorted({*earlier, *before.record["release"].get("licences", ())})
-    if not isinstance(entry, Plain) or entry.size > _LONGEST:
-        return []
-    front = _FRONT.match(bytes(store.objects.read(entry.id, kind="file")))
     try:
-        said = yaml.safe_load(front[1]) if front else None
-    except NOT_YAML:
-        said = None
-    found = said.get("license") if isinstance(said, dict) else None
+        found = front_matter(read_card(store.objects, tree)).get("license")
+    except Invalid:
+        found = None
     return [found[:100]] if isinstance(found, str) else []

@@ -101,8 +101,8 @@ def run(place: Workplace, payload: Payload) -> Answer:
 def settle(hub: Hub, transaction: Transaction, job: Job, answer: Answer) -> None:
     """Write down what was found of each that still waits; the one that joined is open from now on.
 
-    Where the one that joined is refused or taken back, nothing is said of the others: they were compared with it, and who sends somebody's
-    change turned round must not be able to have them refused.
+    Where the one that joined is refused or taken back, nothing is said of the others: they were compared with it, and who
+    sends somebody's change turned round must not be able to have them refused.
     """
     from .screening import refuse, write_checks
 

@@ -15,7 +15,7 @@ from ...store import Store
 from ...store.differences import differences
 from ..database import Job
 from ..hub import Hub
-from ..quotas import give_back
+from ..quotas import count
 from ..rounds import course, stages
 from ..rounds.making import Recorded, make
 from ..states import Stage
@@ -64,7 +64,7 @@ def settle(hub: Hub, transaction: Transaction, job: Job, answer: Answer) -> None
     """Have the commit judged."""
     round_ = stages.at(transaction, job, Stage.FUSING)
     if round_ is not None:
-        give_back(transaction, round_.repository, -answer["bytes"])
+        count(transaction, round_.repository, answer["bytes"])
         course.after_fuse(hub, transaction, round_, job.payload, answer)
 
 

@@ -7,7 +7,6 @@ import fcntl
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from sqlalchemy import select
 from ...progress import Progress
 from ...store import Store
 from ...store.trees import load_tree
-from ..copies import keep
 from ..database import Account, Repository
 from ..faults import NoRepository
 from ..hub import Hub
@@ -27,7 +25,6 @@ from .kind import Answer, Workplace
 from .queue import Claimed
 
 _ALIVE = "alive"  # a file that its worker holds locked for as long as it lives
-_LOOK = 1.0  # seconds between looks for rounds that are due, and for workers that have died
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class HubPlace:
     def deliver(self, repository: str, commits: Sequence[str], beside: Sequence[str]) -> int:
         """They are there; nobody has counted them."""
         store = self.store(repository)
-        keep(store, commits)
+        store.refs.keep(commits)
         new = _parts(store, commits) - _parts(store, beside)
         return sum(store.objects.path(part).stat().st_size for part in new)
 
@@ -80,14 +77,12 @@ class HubWork:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self.name, self._folder, self._lock = _settle_in(hub.work)
-        self._looked = 0.0
 
     def claim(self) -> Claimed | None:
         """The next job; rounds that are due are begun first."""
-        if time.monotonic() - self._looked > _LOOK:
+        if self._hub.may_look():
             clear_away(self._hub)
             due(self._hub)
-            self._looked = time.monotonic()
         return queue.claim(self._hub, self.name)
 
     def beat(self, job: Claimed, progress: str) -> None:

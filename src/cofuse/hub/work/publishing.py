@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session as Transaction
 
 from ..database import Job
 from ..hub import Hub
-from ..quotas import give_back
+from ..quotas import count
 from ..rounds import course, stages
 from ..rounds.making import make
 from ..rounds.releasing import make_release
@@ -37,7 +37,7 @@ def settle(hub: Hub, transaction: Transaction, job: Job, answer: Answer) -> None
     """Publish it."""
     round_ = stages.at(transaction, job, Stage.PUBLISHING)
     if round_ is not None:
-        give_back(transaction, round_.repository, -answer["bytes"])
+        count(transaction, round_.repository, answer["bytes"])
         course.after_publish(hub, transaction, round_, answer)
 
 

@@ -14,6 +14,7 @@ from ...checkpoint import Checkpoint
 from ...errors import CofuseError, CorruptError, StoreError
 from ...store import Store
 from ...store.commits import put_commit
+from ...store.refs import PULLS
 from ...store.trees import load_tree
 from ...store.writing import writing
 from .. import uploads
@@ -134,9 +135,9 @@ def settle(hub: Hub, transaction: Transaction, job: Job, answer: Answer) -> None
     contribution.commit, contribution.content = answer["commit"], answer["content"]
     contribution.statistics, contribution.updated = answer["statistics"], time.time()
     refs = hub.store(contribution.repository).refs
-    refs.update(f"refs/pr/{contribution.number}", contribution.commit)
+    refs.update(f"{PULLS}{contribution.number}", contribution.commit)
     if contribution.statistics is not None:
-        refs.update(f"refs/pr/{contribution.number}-fisher", contribution.statistics)
+        refs.update(f"{PULLS}{contribution.number}-fisher", contribution.statistics)
     transaction.flush()
     ask_comparing(transaction, contribution, job.key.removeprefix("screen:"))
     for version in (contribution.base, contribution.commit):
